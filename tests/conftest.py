@@ -88,7 +88,7 @@ def build_tiny_vae() -> AutoencoderKL:
 
 @pytest.fixture(scope="session")
 def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that `StableDiffusionPipeline.from_pretrained` loads; the same weights every time. Do not write into it."""
+    """A folder that `StableDiffusionPipeline.from_pretrained` loads; the same weights every time. Read only."""
     folder = tmp_path_factory.mktemp("tiny_pipeline")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

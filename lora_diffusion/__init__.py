@@ -1,0 +1,103 @@
+"""lora_diffusion: adapters for diffusion and language models.
+
+Importing this package is cheap: torch is imported when the first name that needs it is used (PEP 562).
+
+    import lora_diffusion as ld
+
+    ld.add_adapter(pipeline, ld.LoraConfig(r=4))                   # train it, then
+    ld.save_adapter(pipeline, "dog.safetensors")
+    ld.load_adapter(other_pipeline, "dog.safetensors", weight=0.8)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    AdapterFormatError,
+    AdapterMismatchError,
+    ConfigError,
+    DatasetError,
+    LoraDiffusionError,
+    ModelNotFoundError,
+    TrainingError,
+)
+
+if TYPE_CHECKING:
+    from .adapter import Adapter, LowRank
+    from .config import LoraConfig
+    from .exchange import load_adapter, save_adapter
+    from .files import read_adapter, write_adapter
+    from .inject import (
+        adapter_parameters,
+        add_adapter,
+        delete_adapter,
+        get_adapter,
+        put_adapter,
+        unload,
+    )
+    from .report import LoadReport
+    from .switch import active_adapters, disable_adapters, list_adapters, set_adapters
+
+# Public name -> module that defines it.
+_LAZY = {
+    "Adapter": "adapter",
+    "LowRank": "adapter",
+    "LoraConfig": "config",
+    "LoadReport": "report",
+    "load_adapter": "exchange",
+    "save_adapter": "exchange",
+    "read_adapter": "files",
+    "write_adapter": "files",
+    "add_adapter": "inject",
+    "adapter_parameters": "inject",
+    "delete_adapter": "inject",
+    "get_adapter": "inject",
+    "put_adapter": "inject",
+    "unload": "inject",
+    "active_adapters": "switch",
+    "disable_adapters": "switch",
+    "list_adapters": "switch",
+    "set_adapters": "switch",
+}
+
+__all__ = [
+    "Adapter",
+    "AdapterFormatError",
+    "AdapterMismatchError",
+    "ConfigError",
+    "DatasetError",
+    "LoadReport",
+    "LoraConfig",
+    "LoraDiffusionError",
+    "LowRank",
+    "ModelNotFoundError",
+    "TrainingError",
+    "active_adapters",
+    "adapter_parameters",
+    "add_adapter",
+    "delete_adapter",
+    "disable_adapters",
+    "get_adapter",
+    "list_adapters",
+    "load_adapter",
+    "put_adapter",
+    "read_adapter",
+    "save_adapter",
+    "set_adapters",
+    "unload",
+    "write_adapter",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,125 @@
+"""The noun in the middle: an adapter as data, without a model and without a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .config import LoraConfig
+from .errors import AdapterFormatError, ConfigError
+
+MAX_NAME_LENGTH = 100
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """One module's update, ΔW = scale · B @ A.
+
+    a: (rank, in_features), or (rank, in/groups, kh, kw) beside a convolution.
+    b: (out_features, rank), or (out, rank, 1, 1).
+    scale: what multiplies B @ A when the adapter's weight is 1; alpha / rank in most tools' words.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+    @property
+    def alpha(self) -> float:
+        """The alpha of tools that scale by alpha / rank."""
+        return self.scale * self.rank
+
+    def delta(self) -> torch.Tensor:
+        """ΔW in fp32, shaped as the module's weight: (out, in), or (out, in, kh, kw)."""
+        a, b = self.a.float(), self.b.float()
+        return self.scale * (b.flatten(1) @ a.flatten(1)).reshape(b.shape[0], *a.shape[1:])
+
+
+@dataclass
+class Adapter:
+    """Named low-rank tensors per component of a pipeline, with their configs.
+
+    components: {"unet": {"mid_block.….to_q": LowRank, …}, "text_encoder": {…}}. CLIP text encoders are spelled with
+        `text_model.` whatever the installed transformers calls them (see `components.canonical_path`).
+    configs: how each component was made. The tensors and their scales decide; the config describes.
+    metadata: JSON values that travel with the file (who trained it, on what, the prompt …).
+    foreign: other programs' metadata found in the file, untouched.
+    notes: what the reader of the file had to assume, in words.
+    """
+
+    components: dict[str, dict[str, LowRank]]
+    configs: dict[str, LoraConfig] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    foreign: dict[str, str] = field(default_factory=dict)
+    dialect: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def layer_count(self) -> int:
+        return sum(len(layers) for layers in self.components.values())
+
+    def flat(self) -> dict[str, torch.Tensor]:
+        """{"unet.mid_block.….to_q.lora_A": A, …}: the bare factors, scale apart, as a checkpoint wants them."""
+        tensors = {}
+        for component, layers in self.components.items():
+            for path, layer in layers.items():
+                tensors[f"{component}.{path}.lora_A"] = layer.a
+                tensors[f"{component}.{path}.lora_B"] = layer.b
+        return tensors
+
+    def with_flat(self, tensors: Mapping[str, torch.Tensor]) -> Adapter:
+        """A copy whose factors are replaced by those of a `flat()` of an adapter with the same layers.
+
+        Raises AdapterFormatError where names differ.
+        """
+        if set(tensors) != set(self.flat()):
+            missing, extra = sorted(set(self.flat()) - set(tensors)), sorted(set(tensors) - set(self.flat()))
+            raise AdapterFormatError(
+                f"the tensors are those of another adapter: {len(missing)} missing (such as {missing[:2]}), "
+                f"{len(extra)} unknown (such as {extra[:2]})"
+            )
+        components = {
+            component: {
+                path: LowRank(tensors[f"{component}.{path}.lora_A"], tensors[f"{component}.{path}.lora_B"], layer.scale)
+                for path, layer in layers.items()
+            }
+            for component, layers in self.components.items()
+        }
+        return dataclasses.replace(self, components=components)
+
+
+def inferred_config(layers: Mapping[str, LowRank]) -> LoraConfig:
+    """The LoraConfig that describes given tensors: most frequent rank and alpha, patterns for the rest."""
+    ranks = {path: layer.rank for path, layer in layers.items()}
+    # A scale of zero or below (adapters subtracted from each other) has no place in a config, which only describes.
+    alphas = {path: layer.alpha if layer.alpha > 0 else float(layer.rank) for path, layer in layers.items()}
+    r, alpha = _most_common(ranks.values()), _most_common(alphas.values())
+    return LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        target_modules=sorted(layers),
+        rank_pattern={re.escape(path): rank for path, rank in ranks.items() if rank != r},
+        alpha_pattern={re.escape(path): value for path, value in alphas.items() if value != alpha},
+    )
+
+
+def check_adapter_name(name: object) -> str:
+    """A name usable as part of a parameter's name. Raises ConfigError."""
+    if not isinstance(name, str) or not name or len(name) > MAX_NAME_LENGTH:
+        raise ConfigError(f"adapter name {name!r}: give a string of 1 to {MAX_NAME_LENGTH} characters")
+    if not name.isprintable() or any(char in name for char in "./\\") or name != name.strip():
+        raise ConfigError(f"adapter name {name!r}: leave out dots, slashes, control characters and outer spaces")
+    return name
+
+
+def _most_common(values: Any) -> Any:
+    values = list(values)
+    return max(dict.fromkeys(values), key=values.count)

@@ -1,0 +1,181 @@
+"""Between files and models: load an adapter into a target, save one from it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .adapter import MAX_NAME_LENGTH, Adapter, LowRank, inferred_config
+from .components import BARE, components_of, resolve_path
+from .errors import AdapterMismatchError, ConfigError
+from .files import read_adapter, write_adapter
+from .inject import get_adapter
+from .layers import layer_kind, why_not
+from .report import ComponentReport, LoadReport
+from .state import adapter_names, check_layers, check_new_name, install, state_of
+from .switch import check_weight
+from .targets import nearest_words, weighted_modules
+
+# File names that say nothing; the folder's name is used instead.
+_GENERIC = ("adapter", "adapter_model", "pytorch_lora_weights", "lora", "model", "weights")
+
+
+def load_adapter(
+    target: Any,
+    path: str | os.PathLike[str] | Adapter,
+    name: str | None = None,
+    weight: float | Mapping[str, float] = 1.0,
+    strict: bool = True,
+    *,
+    dtype: torch.dtype | None = None,
+) -> LoadReport:
+    """Load an adapter file (or an Adapter in memory) and make it active, beside those that are active already.
+
+    name: by default made from the file's name, or from its folder's where the file's says nothing ("adapter",
+        "pytorch_lora_weights"); the report has it.
+    weight: a number, or {component: number}.
+    strict: refuse an adapter of which not every layer fits; with False load what fits, and say the rest in the report.
+        An adapter of which nothing fits is always refused.
+    dtype: of the factors in memory; fp32 by default.
+
+    The factors do not require gradients; `adapter_parameters` gives them to whoever wants to train on.
+    All or nothing: after an AdapterFormatError, AdapterMismatchError or ConfigError the target is as it was.
+    """
+    origin = None if isinstance(path, Adapter) else str(Path(path))
+    adapter = path if isinstance(path, Adapter) else read_adapter(path)
+    modules = components_of(target)
+    name = _free_name(target, origin) if name is None else name
+    check_new_name(target, name)
+    weights = _weights(weight, modules)
+    report = LoadReport(name, origin, adapter.dialect, {}, copy.deepcopy(adapter.metadata), list(adapter.notes))
+    chosen: dict[str, dict[str, tuple[nn.Module, LowRank]]] = {}
+    for source, layers in adapter.components.items():
+        component = _component_for(source, adapter, target, modules)
+        part, fitting = _match(component, layers, modules)
+        report.components[component] = part
+        if fitting:
+            chosen[component] = fitting
+    if report.matched == 0 or (strict and not report.complete):
+        raise AdapterMismatchError(_mismatch(origin or "the adapter", report, modules))
+    for fitting in chosen.values():
+        check_layers(name, {where: layer for where, (layer, _) in fitting.items()})
+    prepared = {
+        component: {
+            where: (layer, _part(layer, low_rank, dtype or torch.float32))
+            for where, (layer, low_rank) in fitting.items()
+        }
+        for component, fitting in chosen.items()
+    }
+    for component, parts in prepared.items():
+        layers = {where: low_rank for where, (_, low_rank) in chosen[component].items()}
+        source = next(s for s in adapter.components if _component_for(s, adapter, target, modules) == component)
+        install(modules[component], name, adapter.configs.get(source) or inferred_config(layers), parts)
+        state = state_of(modules[component])
+        assert state is not None, "the adapter was installed just before"
+        state.adapters[name].metadata = copy.deepcopy(adapter.metadata)
+        state.weights[name] = weights[component]
+        state.apply()
+    return report
+
+
+def save_adapter(
+    target: Any,
+    path: str | os.PathLike[str],
+    name: str = "default",
+    format: str = "diffusers",
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an adapter of the target to a file; see `write_adapter` for format, metadata and errors.
+
+    A diffusers pipeline loads the result with `load_lora_weights`. Raises ConfigError if there is no such adapter.
+    """
+    write_adapter(get_adapter(target, name), path, format, metadata)
+
+
+def _component_for(source: str, adapter: Adapter, target: Any, modules: Mapping[str, nn.Module]) -> str:
+    """A bare module of no particular kind takes an adapter of one component, whatever its name; and the reverse."""
+    if isinstance(target, nn.Module) and len(adapter.components) == 1 and source not in modules:
+        (only,) = modules
+        if BARE in (only, source):
+            return only
+    return source
+
+
+def _match(
+    component: str, layers: Mapping[str, LowRank], modules: Mapping[str, nn.Module]
+) -> tuple[ComponentReport, dict[str, tuple[nn.Module, LowRank]]]:
+    report = ComponentReport()
+    fitting: dict[str, tuple[nn.Module, LowRank]] = {}
+    available = weighted_modules(modules[component]) if component in modules else {}
+    for path, low_rank in layers.items():
+        where = resolve_path(path, available)
+        if component not in modules:
+            report.unmatched[path] = f"the target has no {component}"
+        elif where is None:
+            report.unmatched[path] = "the model has no such module"
+        elif (reason := _unfit(available[where], low_rank)) is not None:
+            report.unmatched[path] = reason
+        else:
+            fitting[where] = (available[where], low_rank)
+            report.matched.append(where)
+            report.ranks[low_rank.rank] += 1
+            report.alphas[low_rank.alpha] += 1
+    return report, fitting
+
+
+def _unfit(module: nn.Module, low_rank: LowRank) -> str | None:
+    kind = layer_kind(module)
+    if kind is None:
+        return why_not(module)
+    wanted, given = kind.shapes(module, low_rank.rank), (tuple(low_rank.a.shape), tuple(low_rank.b.shape))
+    if wanted != given:
+        return f"shapes are A {given[0]}, B {given[1]}, the module needs {wanted[0]}, {wanted[1]}"
+    return None
+
+
+def _mismatch(origin: str, report: LoadReport, modules: Mapping[str, nn.Module]) -> str:
+    """One line: counts per component, the first layer that does not fit and why, the names nearest to it."""
+    counts = ", ".join(f"{len(p.matched)} of {p.total} in {c}" for c, p in report.components.items())
+    component, part = next((c, p) for c, p in report.components.items() if p.unmatched)
+    path, reason = next(iter(part.unmatched.items()))
+    hint = ""
+    if component in modules and reason == "the model has no such module":
+        hint = f"; {nearest_words(path, weighted_modules(modules[component]))}"
+    advice = " (strict=False loads the layers that fit)" if report.matched else ""
+    return f"{origin} does not fit the target: {counts} layers fit; {component}.{path}: {reason}{hint}{advice}"
+
+
+def _part(layer: nn.Module, low_rank: LowRank, dtype: torch.dtype) -> nn.Module:
+    kind = layer_kind(layer)
+    assert kind is not None, "_match() keeps adaptable modules only"
+    device = layer.weight.device
+    a, b = (tensor.detach().to(device, dtype, copy=True) for tensor in (low_rank.a, low_rank.b))
+    return kind.make_part(a, b, low_rank.scale, 0.0).requires_grad_(False)
+
+
+def _weights(weight: float | Mapping[str, float], modules: Mapping[str, nn.Module]) -> dict[str, float]:
+    if not isinstance(weight, Mapping):
+        return dict.fromkeys(modules, check_weight(weight))
+    unknown = [component for component in weight if component not in modules]
+    if unknown:
+        raise ConfigError(
+            f"weight for {', '.join(map(repr, unknown))}: the target's components are {', '.join(modules)}"
+        )
+    return {component: check_weight(weight.get(component, 1.0)) for component in modules}
+
+
+def _free_name(target: Any, origin: str | None) -> str:
+    """A name from the file's, made usable and unique ("dog", "dog-2" …)."""
+    path = Path(origin).absolute() if origin else Path("default")
+    stem = path.parent.name if path.stem in _GENERIC and path.parent.name else path.stem
+    stem = re.sub(r"[^\w-]+", "-", stem).strip("-")[: MAX_NAME_LENGTH - 8] or "default"
+    taken = set(adapter_names(target))
+    candidates = [stem, *(f"{stem}-{n}" for n in range(2, len(taken) + 3))]
+    return next(candidate for candidate in candidates if candidate not in taken)

@@ -1,0 +1,194 @@
+"""The dialect of diffusers, `pytorch_lora_weights.safetensors`.
+
+Names are `<component>.<module path>.<factor>`. Three spellings of the factor are read, the first is written:
+`.lora_A.weight` / `.lora_B.weight`, `.lora.down.weight` / `.lora.up.weight`, and for text encoders
+`.lora_linear_layer.down.weight` / `.lora_linear_layer.up.weight`.
+
+There are no alpha tensors. Scales come from the JSON under `lora_adapter_metadata` (diffusers ≥ 0.34), with keys
+`<component>.<LoraConfig field>`; without it alpha equals the rank. Because tools drop that metadata, what is written
+has every scale multiplied into B, and says alpha = rank: losing the metadata changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..adapter import Adapter, LowRank, inferred_config
+from ..components import COMPONENTS, canonical_path
+from ..config import LoraConfig, is_number
+from ..errors import AdapterFormatError, ConfigError
+from .pairs import Half, read_pairs
+from .safetensors_file import TensorFile
+
+NAME = "diffusers"
+METADATA_KEY = "lora_adapter_metadata"
+OWN_KEY = "lora_diffusion"  # ours: {"version", "config": {component: LoraConfig fields}, "metadata": the caller's}
+OWN_VERSION = 1
+
+_SPELLINGS = {
+    "a": (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight"),
+    "b": (".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight"),
+}
+_NOT_BUILT = {".lora_magnitude_vector": "DoRA", ".lora_B.bias": "a LoRA bias", ".lora_A.bias": "a LoRA bias"}
+_LITERAL = re.compile(r"\^?[\w.\\-]+\$?")
+
+
+def recognise(file: TensorFile) -> bool:
+    return any(_half(name) is not None for name in file.tensors)
+
+
+def read(file: TensorFile) -> Adapter:
+    """Raises AdapterFormatError for names that are not understood (nothing is skipped) and for broken metadata."""
+    halves: dict[str, Half] = {}
+    for name in file.tensors:
+        half = _half(name)
+        if half is None:
+            raise file.error(_why_unknown(name))
+        halves[name] = half
+    described = _described(file)
+    components = read_pairs(file, halves, lambda component, path, rank: _scale(file, described, component, path, rank))
+    own, notes = _own(file)
+    configs = {component: inferred_config(layers) for component, layers in components.items()}
+    for component, values in own.get("config", {}).items():
+        try:
+            configs.update({component: LoraConfig.from_dict(values)} if component in configs else {})
+        except (ConfigError, TypeError) as error:
+            reason = ascii(str(error))[1:-1][:200]  # it quotes the file: no control characters to the terminal
+            notes.append(f"the file's own config of {component} was not understood, and inferred instead ({reason})")
+    foreign = {key: value for key, value in file.metadata.items() if key not in (METADATA_KEY, OWN_KEY, "format")}
+    return Adapter(components, configs, own.get("metadata", {}), foreign, notes=notes)
+
+
+def write(adapter: Adapter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of the file. Scales other than 1 go into B, computed in fp32 or better."""
+    tensors: dict[str, torch.Tensor] = {}
+    described: dict[str, Any] = {}
+    for component, layers in adapter.components.items():
+        for path, layer in layers.items():
+            key = f"{component}.{canonical_path(component, path)}"
+            tensors[f"{key}.lora_A.weight"] = layer.a
+            tensors[f"{key}.lora_B.weight"] = _folded(layer)
+        described.update({f"{component}.{field}": value for field, value in _minimal(component, layers).items()})
+    own = {
+        "version": OWN_VERSION,
+        "config": {component: config.to_dict() for component, config in adapter.configs.items()},
+        "metadata": adapter.metadata,
+    }
+    strings = {
+        **adapter.foreign,
+        "format": "pt",
+        METADATA_KEY: json.dumps(described, sort_keys=True),
+        OWN_KEY: _json(own),
+    }
+    return tensors, strings
+
+
+def _half(name: str) -> Half | None:
+    component, _, rest = name.partition(".")
+    if component in COMPONENTS:
+        for side, endings in _SPELLINGS.items():
+            for ending in endings:
+                path = rest.removesuffix(ending)
+                if path and path != rest:
+                    return Half(component, canonical_path(component, path), side)
+    return None
+
+
+def _why_unknown(name: str) -> str:
+    for ending, method in _NOT_BUILT.items():
+        if name.endswith(ending):
+            return f"uses {method} ({name}), which this version cannot load"
+    return f"has a tensor that is not understood in the diffusers dialect: {name}"
+
+
+def _folded(layer: LowRank) -> torch.Tensor:
+    if layer.scale == 1.0:
+        return layer.b
+    exact = torch.promote_types(layer.b.dtype, torch.float32)
+    return (layer.b.to(exact) * layer.scale).to(layer.b.dtype)
+
+
+def _minimal(component: str, layers: Mapping[str, LowRank]) -> dict[str, Any]:
+    """The least that diffusers needs, per component; one unknown field more and older readers refuse the file.
+
+    Names are whole paths, so that no layer beside them is touched; without CLIP's `text_model.`, whose presence depends
+    on the transformers version, they match as suffixes.
+    """
+    ranks = {path.removeprefix("text_model."): layer.rank for path, layer in layers.items()}
+    r = max(dict.fromkeys(ranks.values()), key=list(ranks.values()).count)
+    others = {path: rank for path, rank in ranks.items() if rank != r}
+    return {
+        "r": r,
+        "lora_alpha": r,
+        "target_modules": sorted(ranks),
+        "rank_pattern": others,
+        "alpha_pattern": others,
+    }
+
+
+def _described(file: TensorFile) -> dict[str, Any]:
+    """The parsed `lora_adapter_metadata`, or {}."""
+    if METADATA_KEY not in file.metadata:
+        return {}
+    value = _parsed(file, METADATA_KEY)
+    for key in value:
+        field = key.partition(".")[2]
+        if field == "use_dora" and value[key]:
+            raise file.error("says that it uses DoRA, which this version cannot load")
+    return value
+
+
+def _scale(file: TensorFile, described: Mapping[str, Any], component: str, path: str, rank: int) -> float:
+    """alpha / rank, or alpha / √rank, with alpha from the metadata's pattern or default, else the rank."""
+    alpha = described.get(f"{component}.lora_alpha", rank)
+    patterns = described.get(f"{component}.alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise file.error(f"has metadata that is not understood: {component}.alpha_pattern is no table")
+    for pattern, value in patterns.items():
+        if _LITERAL.fullmatch(pattern) is None:
+            raise file.error(f"has an alpha_pattern that is more than a name, which is not followed: {pattern[:80]!r}")
+        name = pattern.strip("^$").replace("\\", "")
+        if any(spelled == name or spelled.endswith(f".{name}") for spelled in (path, path.removeprefix("text_model."))):
+            alpha = value
+            break
+    if not is_number(alpha):
+        raise file.error(f"has metadata that is not understood: alpha of {component}.{path} is {str(alpha)[:40]!r}")
+    return alpha / math.sqrt(rank) if described.get(f"{component}.use_rslora") is True else alpha / rank
+
+
+def _own(file: TensorFile) -> tuple[dict[str, Any], list[str]]:
+    """Our own metadata, which only describes: what is not understood becomes a note, not an error."""
+    if OWN_KEY not in file.metadata:
+        return {}, []
+    try:
+        value = _parsed(file, OWN_KEY)
+    except AdapterFormatError as error:
+        return {}, [f"the file's own description was not understood ({error})"]
+    kept = {key: value[key] for key in ("config", "metadata") if isinstance(value.get(key), dict)}
+    notes = [] if value.get("version") == OWN_VERSION else [f"written in version {str(value.get('version'))[:20]!r}"]
+    return kept, notes
+
+
+def _parsed(file: TensorFile, key: str) -> dict[str, Any]:
+    try:
+        value = json.loads(file.metadata[key])
+    except (ValueError, RecursionError):
+        raise file.error(f"has metadata {key!r} that is not JSON") from None
+    if not isinstance(value, dict):
+        raise file.error(f"has metadata {key!r} that is not a table")
+    return value
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"metadata: only finite numbers, strings, lists and dicts can go into a file ({error})"
+        ) from None

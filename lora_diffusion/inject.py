@@ -1,0 +1,197 @@
+"""Putting adapters into models and taking them out: new ones, given ones, copies of what is inside."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .adapter import Adapter, LowRank
+from .components import canonical_path, choose_components, components_of
+from .config import LoraConfig
+from .errors import AdapterFormatError, AdapterMismatchError, ConfigError
+from .initial import initial_factors
+from .layers import layer_kind
+from .state import (
+    adapter_names,
+    check_layers,
+    check_new_name,
+    check_removable,
+    freeze_base,
+    holders,
+    install,
+    remove,
+    state_of,
+)
+from .targets import find_targets, nearest_words, unmatched_patterns
+
+
+def add_adapter(
+    target: Any,
+    config: LoraConfig | Mapping[str, LoraConfig],
+    name: str = "default",
+    *,
+    components: Iterable[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    generator: torch.Generator | None = None,
+) -> dict[str, list[str]]:
+    """Add a new, trainable adapter and make it active with weight 1, beside those that are active already.
+
+    target: an nn.Module or a diffusers pipeline.
+    config: one config for the components named in `components` (default: the pipeline's UNet or transformer, or the
+        bare module), or {"unet": config, "text_encoder": other, …}.
+    dtype: of the factors; fp32 whatever the base is, so that small updates are not lost.
+    generator: for the initial values; a CPU generator. Without it torch's global one is used. The values are drawn on
+        the CPU in the order of `named_modules()`, hence the same on every device.
+
+    The base parameters of the components concerned stop requiring gradients; taking the last adapter out restores that.
+    Returns {component: paths of the adapted modules}.
+    Raises ConfigError (name, config) or AdapterMismatchError (nothing matches); the target is then as it was.
+    """
+    check_new_name(target, name)
+    if not dtype.is_floating_point:
+        raise ConfigError(f"dtype={dtype}: give a floating-point dtype")
+    configs = _config_per_component(target, config, components)
+    modules = choose_components(target, configs)
+    found = {component: find_targets(modules[component], cfg) for component, cfg in configs.items()}
+    _check_patterns(configs, found)
+    for layers in found.values():
+        check_layers(name, layers)
+    parts = {}
+    for component, layers in found.items():
+        parts[component] = {
+            path: (layer, _new_part(path, layer, configs[component], dtype, generator))
+            for path, layer in layers.items()
+        }
+    for component, prepared in parts.items():
+        install(modules[component], name, configs[component], prepared)
+        freeze_base(modules[component])
+        _activate(modules[component], name, 1.0)
+    return {component: list(layers) for component, layers in found.items()}
+
+
+def get_adapter(target: Any, name: str = "default") -> Adapter:
+    """A copy of an adapter's tensors, on the CPU in their own dtype, with configs and metadata.
+
+    Raises ConfigError if there is no such adapter.
+    """
+    components: dict[str, dict[str, LowRank]] = {}
+    configs: dict[str, LoraConfig] = {}
+    metadata: dict[str, Any] = {}
+    for component, state in holders(target, name).items():
+        installed = state.adapters[name]
+        configs[component] = installed.config
+        metadata.update(copy.deepcopy(installed.metadata))
+        components[component] = {
+            canonical_path(component, path): _copied(layer.part(name)) for path, layer in installed.layers.items()
+        }
+    return Adapter(components, configs, metadata)
+
+
+def put_adapter(target: Any, tensors: Adapter | Mapping[str, torch.Tensor], name: str = "default") -> None:
+    """Overwrite the tensors of an adapter that is in the target, in place, for instance when a run is resumed.
+
+    tensors: an Adapter, or the `flat()` of one. Layers and shapes have to be the same as those inside; so have an
+    Adapter's scales. Optimizers that hold the parameters keep holding them.
+    Raises AdapterFormatError or AdapterMismatchError; the target is then as it was.
+    """
+    inside = get_adapter(target, name)
+    given = tensors if isinstance(tensors, Adapter) else inside.with_flat(tensors)
+    old, new = inside.flat(), given.flat()
+    if set(old) != set(new):
+        raise AdapterFormatError(f"the tensors are not those of adapter {name!r}: {len(set(old) ^ set(new))} differ")
+    wrong = [key for key in old if old[key].shape != new[key].shape]
+    if wrong:
+        shapes = f"{tuple(new[wrong[0]].shape)} for {tuple(old[wrong[0]].shape)}"
+        raise AdapterMismatchError(
+            f"{len(wrong)} tensors have another shape than in adapter {name!r}: {wrong[0]}, {shapes}"
+        )
+    for component, layers in inside.components.items():
+        for path, layer in layers.items():
+            if given.components[component][path].scale != layer.scale:
+                raise AdapterMismatchError(
+                    f"{component}.{path} has scale {layer.scale:g} in adapter {name!r} and "
+                    f"{given.components[component][path].scale:g} in the tensors given: their alphas differ"
+                )
+    for component, state in holders(target, name).items():
+        for path, layer in state.adapters[name].layers.items():
+            source = given.components[component][canonical_path(component, path)]
+            with torch.no_grad():
+                layer.part(name).lora_A.copy_(source.a)
+                layer.part(name).lora_B.copy_(source.b)
+
+
+def adapter_parameters(target: Any, name: str = "default") -> dict[str, list[nn.Parameter]]:
+    """{component: parameters of the adapter}, in a fixed order (A, B of each layer): what an optimizer should get."""
+    return {
+        component: [
+            parameter for layer in state.adapters[name].layers.values() for parameter in layer.part(name).parameters()
+        ]
+        for component, state in holders(target, name).items()
+    }
+
+
+def delete_adapter(target: Any, name: str) -> None:
+    """Take one adapter out of all components. Raises ConfigError if there is none of that name."""
+    found = holders(target, name)
+    modules = components_of(target)
+    for component in found:
+        check_removable(modules[component], name)
+    for component in found:
+        remove(modules[component], name)
+
+
+def unload(target: Any) -> None:
+    """Take all adapters out: classes, names and values of the target are what they were before the first one."""
+    for name in adapter_names(target):
+        delete_adapter(target, name)
+
+
+def _activate(component: nn.Module, name: str, weight: float) -> None:
+    state = state_of(component)
+    assert state is not None, "the adapter was installed just before"
+    state.weights[name] = weight
+    state.apply()
+
+
+def _config_per_component(
+    target: Any, config: LoraConfig | Mapping[str, LoraConfig], components: Iterable[str] | None
+) -> dict[str, LoraConfig]:
+    if isinstance(config, LoraConfig):
+        return dict.fromkeys(choose_components(target, components), config)
+    if not isinstance(config, Mapping) or not config or not all(isinstance(c, LoraConfig) for c in config.values()):
+        raise ConfigError(f"config={config!r}: give a LoraConfig, or a dict of component name to LoraConfig")
+    if components is not None and set(components) != set(config):
+        raise ConfigError(f"components={list(components)} and the keys of config, {list(config)}, differ: give one")
+    return dict(config)
+
+
+def _check_patterns(configs: Mapping[str, LoraConfig], found: Mapping[str, Mapping[str, nn.Module]]) -> None:
+    """A rank_pattern or alpha_pattern that fits no targeted module of any component is a mistake, not a no-op."""
+    for config in {id(config): config for config in configs.values()}.values():
+        paths = [path for component, cfg in configs.items() if cfg is config for path in found[component]]
+        for field in ("rank_pattern", "alpha_pattern"):
+            idle = unmatched_patterns(getattr(config, field), paths)
+            if idle:
+                raise AdapterMismatchError(
+                    f"{field}: {idle[0]!r} fits no targeted module; {nearest_words(idle, paths)}"
+                )
+
+
+def _new_part(
+    path: str, layer: nn.Module, config: LoraConfig, dtype: torch.dtype, generator: torch.Generator | None
+) -> nn.Module:
+    kind = layer_kind(layer)
+    assert kind is not None, "find_targets() returns adaptable modules only"
+    a_shape, b_shape = kind.shapes(layer, config.rank_for(path))
+    a, b = initial_factors(a_shape, b_shape, config.init_lora_weights, generator)
+    device = layer.weight.device
+    return kind.make_part(a.to(device, dtype), b.to(device, dtype), config.scale_for(path), config.lora_dropout)
+
+
+def _copied(part: nn.Module) -> LowRank:
+    a, b = (tensor.detach().to("cpu", copy=True) for tensor in (part.lora_A, part.lora_B))
+    return LowRank(a, b, part.scale)

@@ -1,0 +1,70 @@
+"""What came of loading an adapter: which layers, at what rank and strength, and what was left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ComponentReport:
+    """matched: module paths in the model; unmatched: {path in the adapter: why}; ranks, alphas: {value: layers}."""
+
+    matched: list[str] = field(default_factory=list)
+    unmatched: dict[str, str] = field(default_factory=dict)
+    ranks: Counter[int] = field(default_factory=Counter)
+    alphas: Counter[float] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return len(self.matched) + len(self.unmatched)
+
+
+@dataclass
+class LoadReport:
+    """The result of `load_adapter`; `str(report)` is for people.
+
+    name: of the adapter in the target; path and dialect: of the file, None for an adapter that came from memory.
+    metadata: what its maker put into the file (for ours: base model, prompt, steps …).
+    """
+
+    name: str
+    path: str | None
+    dialect: str | None
+    components: dict[str, ComponentReport]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def matched(self) -> int:
+        return sum(len(part.matched) for part in self.components.values())
+
+    @property
+    def unmatched(self) -> int:
+        return sum(len(part.unmatched) for part in self.components.values())
+
+    @property
+    def complete(self) -> bool:
+        return self.unmatched == 0
+
+    def __str__(self) -> str:
+        origin = f" from {self.path}" if self.path else ""
+        dialect = f" ({self.dialect})" if self.dialect else ""
+        lines = [f"adapter {self.name!r}{origin}{dialect}: {self.matched} of {self.matched + self.unmatched} layers"]
+        for component, part in self.components.items():
+            strength = f", rank {_values(part.ranks)}, alpha {_values(part.alphas)}" if part.matched else ""
+            lines.append(f"  {component}: {len(part.matched)} of {part.total} layers{strength}")
+            for reason, count in Counter(part.unmatched.values()).most_common(3):
+                first = next(path for path, why in part.unmatched.items() if why == reason)
+                lines.append(f"    left out {count}, such as {first}: {reason}")
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def _values(counts: Counter[Any]) -> str:
+    """ "4", or "4 (×120) and 8 (×8)"."""
+    if len(counts) == 1:
+        return f"{next(iter(counts)):g}"
+    common = [f"{value:g} (×{count})" for value, count in counts.most_common(3)]
+    return " and ".join(common) + (" …" if len(counts) > 3 else "")
