@@ -1,0 +1,1 @@
+"""The faces of the jobs: the command line `lora-diffusion` (and the web app, when it is there)."""

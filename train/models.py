@@ -1,0 +1,144 @@
+"""Base models: from a name to a Stable Diffusion pipeline in one precision on one device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_diffusion.errors import ConfigError, ModelNotFoundError
+from train.pocket import pocket_dir
+
+PRECISIONS = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def resolve_model(name: str) -> str:
+    """The folder or hub id that a model name stands for: `pocket` is the embedded model, all else is itself.
+
+    Raises:
+        ModelNotFoundError: the name is a path and there is no pipeline there.
+    """
+    if name == "pocket":
+        return str(pocket_dir())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ModelNotFoundError(f"the folder {name} is no diffusers pipeline: it has no model_index.json")
+        return str(path)
+    if path.is_file():
+        raise ModelNotFoundError(
+            f"{name} is a single file; a folder in diffusers' layout is needed "
+            "(StableDiffusionPipeline.from_single_file(...).save_pretrained(...) makes one)"
+        )
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ModelNotFoundError(f"there is no model folder {name}; give a folder, a hub id (owner/name), or 'pocket'")
+    return name
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda` or `mps` names.
+
+    Raises:
+        ConfigError: the machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch sees no CUDA device here; leave --device out to train on the CPU")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--device mps: PyTorch sees no Apple GPU here; leave --device out to train on the CPU")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """`auto` made definite: on CUDA bf16, or fp16 where the card has no bf16 (a T4); elsewhere `no`, which is fp32."""
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+
+
+def load_pipeline(
+    name: str,
+    *,
+    precision: str = "no",
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Any:
+    """Load a Stable Diffusion 1.x or 2.x pipeline for training or sampling.
+
+    Args:
+        name: a folder, a hub id (files that are already here are used without asking the network), or `pocket`.
+        precision: a key of `PRECISIONS`; every component is loaded in it, whatever precision the files have.
+        device: where to put it.
+
+    Returns:
+        A `StableDiffusionPipeline` in eval mode without safety checker and without a progress bar.
+
+    Raises:
+        ModelNotFoundError: there is no such model, it has no safetensors weights, or it cannot be reached.
+        ConfigError: it is another kind of pipeline.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    place = resolve_model(name)
+    _check_kind(name, place)
+    options: dict[str, Any] = {
+        "dtype": PRECISIONS[precision],  # said openly: transformers would keep the precision of the file
+        "use_safetensors": True,
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+        "revision": revision,
+        "variant": variant,
+    }
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(place, local_files_only=True, **options)
+    except (OSError, ValueError) as problem:
+        if Path(place).is_dir():
+            raise ModelNotFoundError(f"the model in {place} cannot be loaded: {_one_line(problem)}") from problem
+        pipeline = _download(StableDiffusionPipeline, place, options)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as problem:
+        raise ModelNotFoundError(f"the model {name} cannot be loaded: {_one_line(problem)}") from problem
+    if type(pipeline).__name__ != "StableDiffusionPipeline":
+        raise ConfigError(f"{name} is a {type(pipeline).__name__}; Stable Diffusion 1.x and 2.x are supported")
+    pipeline.set_progress_bar_config(disable=True)
+    for component in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        component.eval().requires_grad_(False)
+    if torch.device(device).type == "cpu":  # convolutions on CPU are a good deal faster this way
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
+    return pipeline.to(device)
+
+
+def _download(pipeline_class: Any, place: str, options: dict[str, Any]) -> Any:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return pipeline_class.from_pretrained(place, **options)
+    except (OSError, ValueError, HfHubHTTPError) as problem:
+        raise ModelNotFoundError(
+            f"the model {place} is neither a folder nor in the local cache, and it cannot be fetched: "
+            f"{_one_line(problem)}"
+        ) from problem
+
+
+def _check_kind(name: str, place: str) -> None:
+    index = Path(place) / "model_index.json"
+    if not index.is_file():
+        return
+    try:
+        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    except (ValueError, AttributeError) as problem:
+        raise ModelNotFoundError(f"{index} is damaged: {problem}") from problem
+    if kind != "StableDiffusionPipeline":
+        raise ConfigError(f"{name} is a {kind}; Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) are supported")
+
+
+def _one_line(problem: BaseException) -> str:
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
