@@ -33,6 +33,7 @@ def setting(
     aliases: Iterable[str] = (),
     metavar: str | None = None,
     decides: bool = True,
+    positional: bool = False,
 ) -> Any:
     """A config field: `dataclasses.field` with what the faces need to know about it.
 
@@ -46,6 +47,7 @@ def setting(
         metavar: what stands for the value in the help.
         decides: False for settings that do not change the result (previews, logging, places), so that a run may be
             resumed with another value of them.
+        positional: given without a flag.
     """
     metadata = {
         "help": help,
@@ -57,6 +59,7 @@ def setting(
         "aliases": tuple(aliases),
         "metavar": metavar,
         "decides": decides,
+        "positional": positional,
     }
     if isinstance(default, list | dict):
         raise TypeError("a default of a frozen config must not be mutable: use a tuple")
@@ -81,6 +84,7 @@ class Setting:
     aliases: tuple[str, ...]
     metavar: str | None
     decides: bool
+    positional: bool
 
     @property
     def required(self) -> bool:
@@ -95,6 +99,7 @@ def settings_of(config_class: type) -> tuple[Setting, ...]:
         kind, optional, repeated = _kind(hints[field.name])
         meta: dict[str, Any] = {name: field.metadata.get(name) for name in ("help", "group", *_META)}
         meta["aliases"] = field.metadata.get("aliases", ())
+        meta["positional"] = field.metadata.get("positional", False)
         meta["decides"] = field.metadata.get("decides", True)
         found.append(Setting(field.name, kind, optional, repeated, field.default, **meta))
     return tuple(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,12 @@ def parameters_text(settings: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def readable_name(prompt: str, seed: int, *, limit: int = 60) -> str:
-    """A file name from a prompt and a seed: 'a-photo-of-sks-dog_seed7.png'."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:limit].strip("-") or "picture"
-    return f"{words}_seed{seed}.png"
+def readable_name(prompt: str, seed: int, adapters: Sequence[tuple[str, float]] = (), *, limit: int = 60) -> str:
+    """A file name without its suffix: 'a-photo-of-sks-dog_rex-0.8_seed7'."""
+    words = _plain(prompt)[:limit].strip("-") or "picture"
+    tags = "".join(f"_{_plain(name)[:30]}" + ("" if weight == 1 else f"-{weight:g}") for name, weight in adapters)
+    return f"{words}{tags}_seed{seed}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
