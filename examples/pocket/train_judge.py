@@ -1,0 +1,219 @@
+"""Train the judge, apart from the model it judges: python train_judge.py --work ~/pocket --minutes 10
+
+Two things from one small convolutional network on (3, 64, 64) pictures: what a picture shows (one head per attribute of
+the first, that is the left or only, thing and of the second), and a 64-d embedding in which two pictures of one subject
+lie close together and a subject with one attribute changed does not. It never sees the UNet's pictures; half of what it
+learns from went through the autoencoder, or it would be worthless on decoded pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from shards import pictures, scenes
+from training import Record, machine
+from train_vae import as_tensor
+from world import Scene, Thing, render, sample_scene
+from world.creature import BODIES, MOUTHS, TOPS
+from world.palette import NAMES as COLOURS
+from world.patterns import PATTERNS
+from world.places import NAMES as PLACES
+from world.scene import KINDS, SIDES, SIZES, sample_thing
+from world.things import VARIANTS
+
+from train.judge import JudgeNetwork
+
+HEADS = {
+    "count": ("1", "2"), "kind": KINDS, "colour": COLOURS, "pattern": PATTERNS, "colour2": COLOURS,
+    "size": tuple(SIZES), "side": tuple(SIDES), "place": (*PLACES, *COLOURS), "kind_b": KINDS, "colour_b": COLOURS,
+    "body": BODIES, "top": TOPS, "eyes": ("1", "2", "3"), "mark": ("none", "star", "heart", "dot"), "belly": ("False", "True"),
+}  # fmt: skip
+JUDGE_SHARDS = (900_000, 900_001)  # scenes that pocket never trains on
+VALIDATION = 900_100
+GROUP = 4  # pictures of one subject in an identity batch
+
+
+def labels(scene: Scene) -> list[int]:
+    """One class index per head, -100 where the head does not apply."""
+    first = scene.things[0]
+    second = scene.things[1] if len(scene.things) == 2 else None
+    c = first.creature
+    has_second = first.pattern != "plain" or (c is not None and c.belly)
+    found = {
+        "count": str(len(scene.things)), "kind": first.kind, "colour": first.colour, "pattern": first.pattern,
+        "colour2": first.colour2 if has_second else None, "size": first.size if second is None else None,
+        "side": first.side if second is None else None, "place": scene.place,
+        "kind_b": second.kind if second else None, "colour_b": second.colour if second else None,
+        "body": c.body if c else None, "top": c.top if c else None, "eyes": str(c.eyes) if c else None,
+        "mark": c.mark if c else None, "belly": str(c.belly) if c else None,
+    }  # fmt: skip
+    return [HEADS[k].index(v) if (v := found[k]) is not None else -100 for k in HEADS]
+
+
+def one_wrong(thing: Thing, rng: np.random.Generator) -> Thing:
+    """`thing` with one attribute changed so that it can be seen."""
+
+    def other(options: tuple, current: object) -> object:
+        rest = [o for o in options if o != current]
+        return rest[int(rng.integers(len(rest)))]
+
+    c = thing.creature
+    if c is None:
+        options = ["colour", "pattern", "variant"] if VARIANTS[thing.kind] > 1 else ["colour", "pattern"]
+        options += ["colour2"] if thing.pattern != "plain" else []
+    else:
+        options = ["colour", "pattern", "body", "top", "eyes"] + (["mark"] if c.mark != "none" else [])
+        options += ["colour2"] if thing.pattern != "plain" or c.belly else []
+    which = options[int(rng.integers(len(options)))]
+    if which == "colour":
+        return replace(thing, colour=other(tuple(x for x in COLOURS if x != thing.colour2), thing.colour))
+    if which == "colour2":
+        return replace(thing, colour2=other(tuple(x for x in COLOURS if x != thing.colour), thing.colour2))
+    if which == "pattern":
+        return replace(thing, pattern=other(PATTERNS, thing.pattern))
+    if which == "variant":
+        return replace(thing, variant=other(tuple(range(VARIANTS[thing.kind])), thing.variant))
+    change = {"body": BODIES, "top": TOPS, "eyes": (1, 2, 3), "mark": ("none", "star", "heart", "dot"), "mouth": MOUTHS}
+    return replace(thing, creature=replace(c, **{which: other(change[which], getattr(c, which))}))
+
+
+def anywhere(thing: Thing, rng: np.random.Generator, *, company: float = 0.15) -> Scene:
+    """`thing` in a scene drawn at random: place, size, side, now and then beside another thing."""
+    scene = sample_scene(rng, two=company)
+    while scene.place == thing.colour or (scene.place == thing.colour2 and thing.pattern != "plain"):
+        scene = sample_scene(rng, two=company)
+    other = scene.things[0]
+    if len(scene.things) == 2:
+        return Scene((replace(thing, size="small", side="on the left"), scene.things[1]), scene.place)
+    return Scene((replace(thing, size=other.size, side=other.side),), scene.place)
+
+
+def identity_batch(rng: np.random.Generator, subjects: int) -> tuple[np.ndarray, torch.Tensor]:
+    """GROUP pictures each of `subjects` things, every second one a hard negative of the one before it."""
+    images, who = [], []
+    thing = None
+    for k in range(subjects):
+        if k % 2 == 0 or thing is None:
+            kind = "creature" if rng.random() < 0.7 else "cup" if rng.random() < 0.6 else None
+            thing = sample_thing(rng, "night", kind)
+        else:
+            thing = one_wrong(thing, rng)
+        for _ in range(GROUP):
+            images.append(np.asarray(render(anywhere(thing, rng), rng)))
+            who.append(k)
+    return np.stack(images), torch.tensor(who)
+
+
+def contrast(embedding: torch.Tensor, who: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, eq. 2)."""
+    logits = embedding @ embedding.T / temperature
+    self_mask = torch.eye(len(who), dtype=torch.bool)
+    logits = logits.masked_fill(self_mask, -1e4)
+    same = (who[:, None] == who[None, :]) & ~self_mask
+    log_p = logits - logits.logsumexp(dim=1, keepdim=True)
+    return -(log_p * same).sum(dim=1).div(same.sum(dim=1)).mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    args = parser.parse_args()
+    torch.manual_seed(5)
+    vae = AutoencoderKL.from_pretrained(args.work / "vae").to(memory_format=torch.channels_last).eval()
+    net = JudgeNetwork({k: len(v) for k, v in HEADS.items()}).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, weight_decay=1e-2)
+    record = Record(args.work / "judge.jsonl")
+    record.write(event="start", parameters=sum(p.numel() for p in net.parameters()), machine=machine())
+
+    @torch.no_grad()
+    def through(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return vae.decode(vae.encode(x).latent_dist.mode()).sample.float().clamp(-1, 1)
+
+    def pool(shard: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        raw = as_tensor(pictures(shard, args.work, count))
+        decoded = torch.cat([through(raw[k : k + 100]) for k in range(0, count, 100)])
+        return raw, decoded, torch.tensor([labels(s) for s in scenes(shard, count)])
+
+    def load(name: str, make):  # the pools take minutes to make; keep them
+        path = args.work / f"{name}.pt"
+        if not path.exists():
+            torch.save(make(), path)
+        return torch.load(path, weights_only=True)
+
+    raw, decoded, target = load("judge-attributes", lambda: pool(JUDGE_SHARDS[0], 10_000))
+
+    def subjects_pool() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rng = np.random.default_rng(11)
+        images, who = identity_batch(rng, 2400)
+        x = as_tensor(images)
+        return x, torch.cat([through(x[k : k + 100]) for k in range(0, len(x), 100)]), who
+
+    id_raw, id_decoded, who = load("judge-subjects", subjects_pool)
+    pairs = len(who) // (2 * GROUP)
+    rng = np.random.default_rng(6)
+    began, step = time.time(), 0
+
+    def noisy(a: torch.Tensor, b: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        """Clean or decoded at random, or in between, with a little noise, blur of decoding and brightness."""
+        mix = torch.from_numpy(rng.choice((0.0, 1.0, 0.5), size=len(index), p=(0.4, 0.45, 0.15)).astype(np.float32))
+        x = a[index].lerp(b[index], mix.view(-1, 1, 1, 1))
+        x = x + torch.randn_like(x) * torch.from_numpy(rng.uniform(0, 0.06, (len(index), 1, 1, 1)).astype(np.float32))
+        dy, dx = rng.integers(-2, 3, 2)
+        return torch.roll(x, (int(dy), int(dx)), (2, 3)).to(memory_format=torch.channels_last)
+
+    while (spent := time.time() - began) < args.minutes * 60:
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * spent / args.minutes / 60))
+        index = rng.integers(0, len(target), args.batch)
+        chosen = rng.choice(pairs, args.batch // (2 * GROUP), replace=False)
+        identity = (chosen[:, None] * 2 * GROUP + np.arange(2 * GROUP)).reshape(-1)
+        x = torch.cat([noisy(raw, decoded, index), noisy(id_raw, id_decoded, identity)])
+        with torch.autocast("cpu", torch.bfloat16):
+            out, embedding = net(x)
+        n = args.batch
+        attribute_loss = sum(
+            F.cross_entropy(o[:n].float(), target[index, k], ignore_index=-100) for k, o in enumerate(out.values())
+        )
+        identity_loss = contrast(embedding[n:].float(), who[identity])
+        loss = attribute_loss + 3.0 * identity_loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % 100 == 0:
+            record.write(event="step", step=step, attributes=round(float(attribute_loss), 3),
+                         identity=round(float(identity_loss), 3), minutes=round(spent / 60, 2))  # fmt: skip
+    net.eval()
+    raw_v, decoded_v, target_v = pool(VALIDATION, 1000)
+    accuracy: dict[str, dict[str, float]] = {}
+    for name, x in (("renders", raw_v), ("decoded", decoded_v)):
+        with torch.no_grad():
+            out, _ = net(x)
+        accuracy[name] = {}
+        for k, (head, o) in enumerate(out.items()):
+            scored = target_v[:, k] >= 0
+            accuracy[name][head] = round(float((o.argmax(-1) == target_v[:, k])[scored].float().mean()), 3)
+    folder = args.work / "judge"
+    folder.mkdir(exist_ok=True)
+    save_file({k: v.half().contiguous() for k, v in net.state_dict().items()}, folder / "judge.safetensors")
+    (folder / "judge.json").write_text(json.dumps({"heads": HEADS, "accuracy": accuracy}, indent=1))
+    record.write(event="end", step=step, accuracy=accuracy)
+
+
+if __name__ == "__main__":
+    main()
