@@ -88,8 +88,8 @@ def nearest_words(wanted: str | Iterable[str], available: Iterable[str]) -> str:
         return "it has no module that can be adapted"
     found: list[str] = []
     for name in wanted[:3]:
-        pool = paths if name.count(".") > 2 else leaves
-        found += difflib.get_close_matches(name, pool, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, paths, n=2, cutoff=0.6) if "." in name else []
+        found += near or difflib.get_close_matches(_leaf(name), leaves, n=3, cutoff=0.5)
     if found:
         return f"the nearest names are {', '.join(dict.fromkeys(found))}"
     shown = ", ".join(leaves[:8]) + (" …" if len(leaves) > 8 else "")
