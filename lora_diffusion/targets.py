@@ -80,7 +80,7 @@ def matches(names: str | Iterable[str], path: str) -> bool:
 
 
 def nearest_words(wanted: str | Iterable[str], available: Iterable[str]) -> str:
-    """ "the nearest names are …" for an error message: whole paths for paths, last parts for short names."""
+    """A clause for an error message: the nearest names, whole paths for paths and last parts for short names."""
     wanted = [wanted] if isinstance(wanted, str) else list(wanted)
     paths = list(dict.fromkeys(available))
     leaves = list(dict.fromkeys(_leaf(path) for path in paths))
