@@ -185,7 +185,7 @@ class Run:
         if not learner.is_finite():
             rate = learner.learning_rates["unet"]
             problem = loop.Diverged(
-                f"the adapter is no longer finite after step {step} with a learning rate of {rate:g}", step
+                f"the adapter is no longer finite after step {step} with a learning rate of {rate:g}", step + 1
             )
             raise self._diverged(problem, learner)
 

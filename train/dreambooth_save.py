@@ -91,16 +91,18 @@ class Saver:
     def keep_last(self, step: int, learner: Learner) -> str:
         """After a run has diverged: make the last good state the result, and say in words what was kept.
 
-        That is the last checkpoint; without one, the adapter as it was before the step that failed, if it is finite.
+        The parameters after `step` gave NaN; what came before them has proved itself. So it is the last checkpoint
+        before `step`; without one, the adapter one step back.
         """
-        have = checkpoints.steps_in(self.folder.checkpoints)
+        have = [item for item in checkpoints.steps_in(self.folder.checkpoints).items() if item[0] < step]
         if have:
-            last, path = list(have.items())[-1]
+            last, path = have[-1]
             checkpoints.replace_file(self.folder.adapter_file, lambda to: _copy(path / ADAPTER_FILE, to))
             return f"kept: the adapter of step {last} in {self.folder.adapter_file}"
-        if step > 0 and learner.is_finite():
-            self.save_adapter(step)
-            return f"kept: the adapter of step {step} in {self.folder.adapter_file}"
+        if step > 1:
+            learner.step_back()
+            self.save_adapter(step - 1)
+            return f"kept: the adapter of step {step - 1} in {self.folder.adapter_file}"
         return "nothing was learned that could be kept"
 
     def push(self) -> str:

@@ -1,8 +1,8 @@
 """The pocket model's judge: what a small picture shows, and how much a subject looks like itself.
 
-A convolutional network trained apart from the model it judges (`examples/pocket/train_judge.py`), on drawn scenes and on
-the same scenes through the autoencoder. It knows the pocket world and nothing else: for photographs use the encoders of
-`lora-diffusion evaluate`.
+A convolutional network trained apart from the model it judges (`examples/pocket/train_judge.py`), on drawn scenes and
+on the same scenes through the autoencoder. It knows the pocket world and nothing else: for photographs use the encoders
+of `lora-diffusion evaluate`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class JudgeNetwork(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, width, 4, 2, 1)
         self.blocks = nn.Sequential(
-            _Block(width, width, 1), _Block(width, 2 * width, 2), _Block(2 * width, 4 * width, 2), _Block(4 * width, 4 * width, 1)
+            _Block(width, width, 1),
+            _Block(width, 2 * width, 2),
+            _Block(2 * width, 4 * width, 2),
+            _Block(4 * width, 4 * width, 1),
         )
         flat = 4 * width * (4 * 4 + 1)
         self.trunk = nn.Sequential(nn.Linear(flat, 256), nn.ReLU())

@@ -71,6 +71,7 @@ class Learner:
             power=settings.power,
         )
         device = self.parameters[0].device.type
+        self._before = [torch.empty_like(parameter) for parameter in self.parameters]
         self.scaler = torch.amp.GradScaler(device, enabled=scale_gradients)
 
     @property
@@ -93,6 +94,16 @@ class Learner:
         if clip_to > 0:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, clip_to, norm)
         return norm
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keep a copy of the parameters, which have just given a finite loss."""
+        torch._foreach_copy_(self._before, self.parameters)
+
+    @torch.no_grad()
+    def step_back(self) -> None:
+        """Put the parameters back to the copy that `remember` kept."""
+        torch._foreach_copy_(self.parameters, self._before)
 
     def step(self) -> None:
         """Move the parameters by one step and the schedule with them; gradients are gone afterwards."""

@@ -8,8 +8,9 @@ killed and resumed computes the same numbers as one that never stopped.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -67,21 +68,23 @@ class LoopEnd:
     stopped: bool
 
 
-@dataclass
 class Speed:
-    """Steps per second, smoothed over about ten steps; pauses (previews, saving) do not count."""
+    """Steps per second over the last 20 steps. Pauses (previews, saving) do not count, nor does the slow first step."""
 
-    seconds_per_step: float | None = None
-    _started: float = field(default_factory=time.perf_counter)
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=20)
+        self._steps = 0
+        self._started = 0.0
 
     def begin(self) -> None:
         self._started = time.perf_counter()
 
     def end(self) -> float:
-        seconds = time.perf_counter() - self._started
-        old = self.seconds_per_step
-        self.seconds_per_step = seconds if old is None else 0.9 * old + 0.1 * seconds
-        return 1.0 / max(self.seconds_per_step, 1e-9)
+        if self._steps == 1:
+            self._seconds.clear()
+        self._steps += 1
+        self._seconds.append(time.perf_counter() - self._started)
+        return len(self._seconds) / max(sum(self._seconds), 1e-9)
 
 
 def run(
@@ -107,7 +110,8 @@ def run(
         should_stop: asked after every step; True ends the loop with `stopped`.
 
     Raises:
-        Diverged: NaN or Inf in the loss or the gradients. The step is not taken, parameters are as they were.
+        Diverged: NaN or Inf in the loss or the gradients. The step is not taken; the parameters as they are gave NaN,
+            `learner.step_back()` brings those that did not.
     """
     speed = Speed()
     skipped_in_a_row = 0
@@ -123,6 +127,7 @@ def run(
         loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
         finite = _finite(loss_value) and _finite(norm_value)
         if finite:
+            learner.remember()
             learner.step()
             skipped_in_a_row = 0
         else:

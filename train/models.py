@@ -122,8 +122,8 @@ def _download(pipeline_class: Any, place: str, options: dict[str, Any]) -> Any:
         return pipeline_class.from_pretrained(place, **options)
     except (OSError, ValueError, HfHubHTTPError) as problem:
         raise ModelNotFoundError(
-            f"the model {place} is neither a folder nor in the local cache, and it cannot be fetched: "
-            f"{_one_line(problem)}"
+            f"the model {place} is neither a folder nor in the local cache, and it cannot be fetched from the hub; "
+            f"are name and network all right? ({type(problem).__name__}: {_one_line(problem, 120)})"
         ) from problem
 
 
@@ -139,6 +139,6 @@ def _check_kind(name: str, place: str) -> None:
         raise ConfigError(f"{name} is a {kind}; Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) are supported")
 
 
-def _one_line(problem: BaseException) -> str:
+def _one_line(problem: BaseException, limit: int = 300) -> str:
     text = " ".join(str(problem).split()) or type(problem).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    return text if len(text) <= limit else text[: limit - 3] + "..."
