@@ -60,9 +60,7 @@ def test_nan_stops_before_anything_moves(bad: float) -> None:
 
     seen: list[torch.Tensor] = []
     with pytest.raises(Diverged, match=r"at step 4 with a learning rate of 0\.1") as caught:
-        loop.run(
-            micro_loss, learner, LoopSettings(9, 0), after_step=lambda _: seen.append(parameter.detach().clone())
-        )
+        loop.run(micro_loss, learner, LoopSettings(9, 0), after_step=lambda _: seen.append(parameter.detach().clone()))
     assert caught.value.step == 4 and isinstance(caught.value, TrainingError)
     assert torch.equal(parameter, seen[2])
     learner.step_back()
@@ -119,9 +117,7 @@ def test_schedules_are_diffusers(name: str) -> None:
 
 def test_a_restored_learner_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     def run(learner: Learner, parameter: torch.nn.Parameter, start: int, stop: int) -> None:
-        loop.run(
-            lambda p: (parameter - target(p)).square().mean(), learner, LoopSettings(stop, 0), start_step=start
-        )
+        loop.run(lambda p: (parameter - target(p)).square().mean(), learner, LoopSettings(stop, 0), start_step=start)
 
     settings = {"schedule": "cosine", "total_steps": 10}
     whole, learner = make(**settings)
