@@ -88,9 +88,7 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
         print(overview())
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"{PROGRAM} {version('lora-diffusion')}")
+        print(f"{PROGRAM} {_version()}")
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
@@ -127,6 +125,15 @@ def overview() -> str:
             f"{PROGRAM} SUBCOMMAND --help lists its flags; --debug shows tracebacks.",
         ]
     )
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(PROGRAM)
+    except PackageNotFoundError:
+        return "(not installed, run from its source)"
 
 
 def _named(path: str) -> Any:

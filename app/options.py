@@ -125,7 +125,7 @@ def _spelled(argument: str) -> str:
 
 
 def _flag(item: Setting) -> str:
-    return item.metavar or item.name.upper() if item.positional else f"--{(item.aliases or (item.name,))[0]}"
+    return item.metavar or item.name.upper() if item.positional else f"--{min((item.name, *item.aliases), key=len)}"
 
 
 def _refuse(argument: str, items: Sequence[Setting], unsupported: Mapping[str, str]) -> NoReturn:

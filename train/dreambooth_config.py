@@ -16,6 +16,7 @@ DEFAULT_STEPS = 500
 
 # Flags of diffusers' script that have no meaning here. Each is refused with its reason, never ignored.
 UNSUPPORTED_FLAGS = {
+    "tokenizer_name": "the tokenizer that comes with the model is used",
     "enable_xformers_memory_efficient_attention": "PyTorch's own memory-efficient attention is always on; leave it out",
     "class_labels_conditioning": "it belongs to pixel models with class labels, which are not supported",
     "validation_images": "it belongs to image-to-image models, which are not supported",

@@ -206,7 +206,7 @@ class Run:
         if mode and self.config.gradient_checkpointing:
             self.pipe.unet.enable_gradient_checkpointing()
             if self.config.train_text_encoder:
-                self.pipe.text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+                _checkpoint_activations(self.pipe.text_encoder)
 
     def _make_room(self) -> None:
         """What has done its work leaves the GPU; previews bring it back for as long as they take."""
@@ -217,6 +217,12 @@ class Run:
             self.pipe.text_encoder.to("cpu")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _checkpoint_activations(text_encoder: Any) -> None:
+    """Non-reentrant checkpointing of a transformers model, under its name of today or that of before 5.20."""
+    enable = getattr(text_encoder, "activation_checkpointing_enable", text_encoder.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
 
 
 def _preview(config: DreamBoothConfig) -> Preview | None:

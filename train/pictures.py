@@ -42,7 +42,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def parameters_text(settings: Mapping[str, Any]) -> str:
     """Settings in the notation of the usual web UIs: prompt, negative prompt, then `Name: value` pairs."""
-    tags = "".join(f" <lora:{Path(str(one['file'])).stem}:{one['weight']:g}>" for one in settings.get("adapters", ()))
+    tags = "".join(f" <lora:{_name_of(one)}:{one['weight']:g}>" for one in settings.get("adapters", ()))
     lines = [f"{settings.get('prompt', '')}{tags}"]
     if settings.get("negative_prompt"):
         lines.append(f"Negative prompt: {settings['negative_prompt']}")
@@ -52,6 +52,10 @@ def parameters_text(settings: Mapping[str, Any]) -> str:
         parts.append(f"Size: {settings['width']}x{settings['height']}")
     lines.append(", ".join(parts))
     return "\n".join(lines)
+
+
+def _name_of(adapter: Mapping[str, Any]) -> str:
+    return str(adapter.get("name") or Path(str(adapter["file"])).stem)
 
 
 def readable_name(prompt: str, seed: int, adapters: Sequence[tuple[str, float]] = (), *, limit: int = 60) -> str:

@@ -102,7 +102,7 @@ def test_the_text_encoder_learns_at_its_own_rate(make_config: Make, tiny_pipelin
     }
     # Adam's first steps are as long as the rate, whatever the gradient.
     assert sizes["unet"] == pytest.approx(4e-3, rel=0.3) and sizes["text_encoder"] == pytest.approx(8e-4, rel=0.3)
-    step = [event for event in read_events(result.output_dir / "events.jsonl") if event["event"] == "step"][0]
+    step = next(event for event in read_events(result.output_dir / "events.jsonl") if event["event"] == "step")
     assert step["text_encoder_lr"] == 2e-4 and step["lr"] == 1e-3
 
 
@@ -183,7 +183,7 @@ def test_a_loss_that_turns_nan_keeps_the_last_checkpoint(make_config: Make, monk
 
     monkeypatch.setattr(BatchLoss, "__call__", spoiled)
     config = make_config(max_train_steps=20, checkpointing_steps=2)
-    with pytest.raises(TrainingError, match="nan at step 7 .* kept: the adapter of step 4 "):
+    with pytest.raises(TrainingError, match=r"nan at step 7 .* kept: the adapter of step 4 "):
         train(config)
     folder = Path(config.output_dir)
     kept = tensors(folder / "adapter.safetensors")
