@@ -35,7 +35,8 @@ def test_train_sample_inspect(words: list[object], run: Run, tiny_pipeline_dir: 
     adapter = tmp_path / "run" / "adapter.safetensors"
     code, out, err = run(
         "sample", "--model", tiny_pipeline_dir, "--adapter", f"{adapter}:0.5", "--adapter", adapter,
-        "--prompt", "sks dog", "--seed", 4, "--num_images", 2, "--num_inference_steps", 2, "--output_dir", tmp_path / "out",
+        "--prompt", "sks dog", "--seed", 4, "--num_images", 2, "--num_inference_steps", 2,
+        "--output_dir", tmp_path / "out",
     )  # fmt: skip
     assert code == 0
     paths = [Path(line) for line in out.splitlines() if line.endswith(".png")]

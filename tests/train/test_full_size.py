@@ -52,7 +52,9 @@ def stable_diffusion_15(tiny_pipeline_dir: Path, tmp_path: Path) -> Iterator[Pat
         text_encoder=text_encoder,
         tokenizer=CLIPTokenizer.from_pretrained(tiny_pipeline_dir / "tokenizer"),
         unet=unet,
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
