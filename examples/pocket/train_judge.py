@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from shards import pictures, scenes
-from training import Record, machine
 from train_vae import as_tensor
+from training import Record, machine
 from world import Scene, Thing, render, sample_scene
 from world.creature import BODIES, MOUTHS, TOPS
 from world.palette import NAMES as COLOURS
@@ -36,7 +36,8 @@ from train.judge import JudgeNetwork
 HEADS = {
     "count": ("1", "2"), "kind": KINDS, "colour": COLOURS, "pattern": PATTERNS, "colour2": COLOURS,
     "size": tuple(SIZES), "side": tuple(SIDES), "place": (*PLACES, *COLOURS), "kind_b": KINDS, "colour_b": COLOURS,
-    "body": BODIES, "top": TOPS, "eyes": ("1", "2", "3"), "mark": ("none", "star", "heart", "dot"), "belly": ("False", "True"),
+    "body": BODIES, "top": TOPS, "eyes": ("1", "2", "3"), "mark": ("none", "star", "heart", "dot"),
+    "belly": ("False", "True"),
 }  # fmt: skip
 JUDGE_SHARDS = (900_000, 900_001)  # scenes that pocket never trains on
 VALIDATION = 900_100
@@ -177,7 +178,9 @@ def main() -> None:
 
     while (spent := time.time() - began) < args.minutes * 60:
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * spent / args.minutes / 60))
+            group["lr"] = (
+                args.lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * spent / args.minutes / 60))
+            )
         index = rng.integers(0, len(target), args.batch)
         chosen = rng.choice(pairs, args.batch // (2 * GROUP), replace=False)
         identity = (chosen[:, None] * 2 * GROUP + np.arange(2 * GROUP)).reshape(-1)

@@ -37,7 +37,8 @@ GENERAL = (
 )
 UNSAID = "unsaid"
 HEADS = {
-    "kind": KINDS, "colour": COLOURS, "pattern": PATTERNS, "colour2": COLOURS, "size": tuple(SIZES), "side": tuple(SIDES),
+    "kind": KINDS, "colour": COLOURS, "pattern": PATTERNS, "colour2": COLOURS, "size": tuple(SIZES),
+    "side": tuple(SIDES),
     "place": (*PLACES, *COLOURS), "kind_b": (UNSAID, *KINDS), "colour_b": (UNSAID, *COLOURS), "body": (UNSAID, *BODIES),
     "top": (UNSAID, *TOPS), "eyes": (UNSAID, "1", "2", "3"), "mark": (UNSAID, "none", "star", "heart", "dot"),
     "mark_colour": (UNSAID, *COLOURS), "belly": (UNSAID, "True", "False"),
@@ -52,7 +53,8 @@ def train_tokenizer(folder: Path) -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=900, min_frequency=4, end_of_word_suffix="</w>", initial_alphabet=alphabet)
+        texts,
+        trainers.BpeTrainer(vocab_size=900, min_frequency=4, end_of_word_suffix="</w>", initial_alphabet=alphabet),
     )
     merges = json.loads(bpe.to_str())["model"]["merges"]
     pieces = [*alphabet, *(c + "</w>" for c in alphabet)]
@@ -85,7 +87,6 @@ def labels(scene: Scene, text: str) -> list[int]:
     """What `text` says about `scene`, one class index per head; -100 (not scored) where it says nothing."""
     first = scene.things[0]
     second = scene.things[1] if len(scene.things) == 2 else None
-    head, _, tail = text.partition(" and " if second and f" and {'an' if second.kind[0] in 'aeiou' else 'a'}" in text else "\0")
     said = set(text.replace(",", " ").split())
     creature = first.creature if second is None else None
     found = {
@@ -102,7 +103,9 @@ def labels(scene: Scene, text: str) -> list[int]:
         "top": creature.top if creature and creature.top != "nothing" and creature.top in text else UNSAID,
         "eyes": str(creature.eyes) if creature and ("eye" in said or "eyes" in said) else UNSAID,
         "mark": creature.mark if creature and creature.mark in said else UNSAID,
-        "mark_colour": creature.mark_colour if creature and f"{creature.mark_colour} {creature.mark}" in text else UNSAID,
+        "mark_colour": creature.mark_colour
+        if creature and f"{creature.mark_colour} {creature.mark}" in text
+        else UNSAID,
         "belly": "True" if creature and "belly" in said else UNSAID,
     }
     return [HEADS[k].index(v) if (v := found[k]) is not None else -100 for k in HEADS]
@@ -140,7 +143,9 @@ def main() -> None:
     while (spent := time.time() - began) < args.minutes * 60:
         ids, target = batch([pool[i] for i in rng.integers(0, len(pool), args.batch)])
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * spent / args.minutes / 60))
+            group["lr"] = (
+                args.lr * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * spent / args.minutes / 60))
+            )
         with torch.autocast("cpu", torch.bfloat16):
             out = logits(ids)
         loss = sum(F.cross_entropy(o.float(), target[:, k], ignore_index=-100) for k, o in enumerate(out))

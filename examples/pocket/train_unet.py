@@ -4,6 +4,7 @@
 
 UNet2DConditionModel on (8, 16, 16) latents, v-prediction (Salimans & Ho 2022, eq. in app. D), cross-attention on the
 text encoder's 32 states. Resumable: the same command goes on from the last checkpoint; `--minutes` counts all resumes.
+Muon's momentum is spread over the processes and is not kept; it is made anew in a few dozen steps.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from grids import draw_grid
+from optimizer import MuonAdamW
 from shards import SHARD, pictures, render_ahead, scenes
 from train_text import encode
 from train_vae import as_tensor
@@ -32,7 +34,8 @@ CONFIG = {
 }  # fmt: skip
 SCHEDULER = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.02, "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": False,
+    "prediction_type": "v_prediction", "timestep_spacing": "trailing", "steps_offset": 1,
+    "clip_sample": False, "set_alpha_to_one": False,
 }  # fmt: skip
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -74,10 +77,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder with vae/, text_encoder/, tokenizer/")
     parser.add_argument("--minutes", type=float, default=90.0, help="training time, over all resumes")
-    parser.add_argument("--decay-minutes", type=float, default=20.0, help="the last minutes, in which the rate falls to 5 %%")
+    parser.add_argument(
+        "--decay-minutes", type=float, default=20.0, help="the last minutes, in which the rate falls to 5 %%"
+    )
     parser.add_argument("--shards", type=int, default=5)
     parser.add_argument("--batch", type=int, default=24, help="pictures in a step, for each process")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--grid-minutes", type=float, default=10.0)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
@@ -91,17 +96,17 @@ def main() -> None:
     unet.to(memory_format=torch.channels_last).train()
     both = torch.nn.ModuleList([unet, text_encoder])
     parameters = list(both.parameters())
-    optimizer = torch.optim.AdamW(
-        [{"params": list(unet.parameters()), "scale": 1.0}, {"params": list(text_encoder.parameters()), "scale": 0.3}],
-        lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True,
-    )  # fmt: skip
+    tables = [p for n, p in both.named_parameters() if "embedding" in n and "time" not in n]
+    ends = [unet.conv_in.weight, unet.conv_out.weight, *tables]
+    slower = dict.fromkeys(text_encoder.parameters(), 0.3)
+    optimizer = MuonAdamW(parameters, ends, lr=args.lr, scale=slower, workers=workers)
     average = Average(both, 0.999)
     step, spent = 0, 0.0
     if state is not None:
         both.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
         for s, v in zip(average.shadow, state["average"], strict=True):
             s.copy_(v)
+        optimizer.adamw.load_state_dict(state["adamw"])
         step, spent, average.steps = state["step"], state["spent"], state["step"]
     mine = [s for s in range(args.shards) if s % workers.count == workers.rank]
     render_ahead(range(args.shards), args.work) if workers.first else None
@@ -109,7 +114,9 @@ def main() -> None:
     for s in mine:
         latents_of(args.work / "vae", args.work, s)
     workers.agree(0.0)
-    latents = torch.from_numpy(np.concatenate([latents_of(args.work / "vae", args.work, s) for s in range(args.shards)]))
+    latents = torch.from_numpy(
+        np.concatenate([latents_of(args.work / "vae", args.work, s) for s in range(args.shards)])
+    )
     told = [s for shard in range(args.shards) for s in scenes(shard)]
     scheduler = DDIMScheduler(**SCHEDULER)
     alpha = scheduler.alphas_cumprod.sqrt().float()
@@ -121,7 +128,7 @@ def main() -> None:
                      machine=machine())  # fmt: skip
     model = torch.compile(unet, dynamic=False) if args.compile else unet
     unet.set_attn_processor(AttnProcessor())  # the plain one: its backward is the faster one on a CPU at these sizes
-    began, last, last_step, losses = time.time() - spent, time.time(), step, []
+    began, last, last_step, losses, resumed = time.time() - spent, time.time(), step, [], step
     next_grid = spent / 60 + 1e-9 + args.grid_minutes
     while (elapsed := workers.agree(time.time() - began) / 60) < args.minutes:
         rng = np.random.default_rng([7, step, workers.rank])
@@ -129,20 +136,21 @@ def main() -> None:
         chosen = rng.integers(0, len(told), args.batch)
         texts = [with_stray_word(caption(told[i], rng), rng) if rng.random() > 0.1 else "" for i in chosen]
         x0 = latents[chosen].float()
-        t = torch.from_numpy(((rng.permutation(args.batch) + rng.random(args.batch)) / args.batch * 1000).astype(np.int64))
+        t = torch.from_numpy(
+            ((rng.permutation(args.batch) + rng.random(args.batch)) / args.batch * 1000).astype(np.int64)
+        )
         noise = torch.randn_like(x0)
         a, s = alpha[t].view(-1, 1, 1, 1), sigma[t].view(-1, 1, 1, 1)
         noisy = (a * x0 + s * noise).to(memory_format=torch.channels_last)
         velocity = a * noise - s * x0
         left = (args.minutes - elapsed) / args.decay_minutes
-        lr = args.lr * min(1.0, (step + 1) / 300) * float(np.clip(left, 0.05, 1.0))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
+        lr = args.lr * min(1.0, (step - resumed + 1) / 200) * float(np.clip(left, 0.05, 1.0))
+        optimizer.set_lr(lr)
         with torch.autocast("cpu", torch.bfloat16):
             states = text_encoder(encode(tokenizer, texts)).last_hidden_state
             predicted = model(noisy, t, states, return_dict=False)[0]
         loss = (predicted.float() - velocity).pow(2).mean()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         workers.average(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -156,8 +164,8 @@ def main() -> None:
             record.write(event="step", step=step, samples=step * args.batch * workers.count,
                          loss=round(float(torch.stack(losses).mean()), 4), grad_norm=round(float(norm), 3),
                          images_per_second=round(speed, 1), minutes=round(elapsed, 1), lr=round(lr, 6))  # fmt: skip
-            save_atomically({"model": both.state_dict(), "optimizer": optimizer.state_dict(), "average": average.shadow,
-                             "step": step, "spent": time.time() - began}, checkpoint)  # fmt: skip
+            save_atomically({"model": both.state_dict(), "adamw": optimizer.adamw.state_dict(),
+                             "average": average.shadow, "step": step, "spent": time.time() - began}, checkpoint)  # fmt: skip
             losses = []
             if elapsed >= next_grid:
                 next_grid = elapsed + args.grid_minutes
@@ -169,7 +177,7 @@ def main() -> None:
     if workers.first:
         write_average(average, unet, text_encoder, args.work)
         draw_grid(args.work, args.work / f"grid-{step:06d}.png")
-        save_atomically({"model": both.state_dict(), "optimizer": optimizer.state_dict(), "average": average.shadow,
+        save_atomically({"model": both.state_dict(), "adamw": optimizer.adamw.state_dict(), "average": average.shadow,
                          "step": step, "spent": time.time() - began}, checkpoint)  # fmt: skip
         record.write(event="end", step=step, samples=step * args.batch * workers.count)
 

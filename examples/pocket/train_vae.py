@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from optimizer import MuonAdamW
 from shards import pictures, render_ahead
 from training import Average, Record, Workers, machine, save_atomically
 
@@ -63,7 +64,7 @@ def psnr(vae: AutoencoderKL, images: np.ndarray) -> float:
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, images: np.ndarray) -> None:
-    """Fold zero mean and unit variance of each latent channel into the two 1×1 convolutions; decode(encode(x)) stays."""
+    """Fold zero mean, unit variance per latent channel into the 1×1 convolutions; decode(encode(x)) stays."""
     z = torch.cat([vae.encode(as_tensor(images[k : k + 50])).latent_dist.mode() for k in range(0, len(images), 50)])
     mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
     c = len(mean)
@@ -92,20 +93,28 @@ def main() -> None:
     data = np.concatenate([pictures(s, args.work) for s in TRAIN_SHARDS])
     held = pictures(VALIDATION_SHARD, args.work, 500)
     vae = build().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-3, foreach=True)
+    ends = [vae.encoder.conv_in.weight, vae.decoder.conv_out.weight]
+    optimizer = MuonAdamW(vae.parameters(), ends, lr=args.lr, weight_decay=1e-3)
     average = Average(vae, 0.998)
     step, spent = 0, 0.0
     checkpoint = args.work / "vae.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        if "muon" in state["optimizer"]:
+            optimizer.load_state_dict(state["optimizer"])
         for s, v in zip(average.shadow, state["average"], strict=True):
             s.copy_(v)
         step, spent, average.steps = state["step"], state["spent"], state["step"]
     record = Record(args.work / "vae.jsonl")
     if workers.first:
-        record.write(event="start", step=step, parameters=sum(p.numel() for p in vae.parameters()), workers=workers.count, machine=machine())
+        record.write(
+            event="start",
+            step=step,
+            parameters=sum(p.numel() for p in vae.parameters()),
+            workers=workers.count,
+            machine=machine(),
+        )
     began, last, last_step = time.time() - spent, time.time(), step
     parameters = list(vae.parameters())
     while (elapsed := workers.agree(time.time() - began)) < args.minutes * 60:
@@ -113,12 +122,11 @@ def main() -> None:
         x = as_tensor(data[np.sort(rng.integers(0, len(data), args.batch))])
         done = elapsed / (args.minutes * 60)
         lr = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * min(done, 1.0)) + 0.01)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        optimizer.set_lr(lr)
         with torch.autocast("cpu", torch.bfloat16):
             pixel, edges, kl = loss_terms(vae, x)
         loss = pixel + 0.5 * edges + 1e-4 * kl
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         workers.average(parameters)
         norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

@@ -40,7 +40,7 @@ def save_atomically(state: dict, path: Path) -> None:
     """Write `state` so that a kill at any moment leaves either the old file or the new one."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def machine() -> str:
@@ -80,6 +80,13 @@ class Workers:
             torch.set_num_threads(1)
             dist.init_process_group("gloo")
 
+    @classmethod
+    def alone(cls) -> Workers:
+        """One process, whatever the environment says."""
+        workers = cls.__new__(cls)
+        workers.rank, workers.count = 0, 1
+        return workers
+
     @property
     def first(self) -> bool:
         return self.rank == 0
@@ -94,6 +101,15 @@ class Workers:
         flat /= self.count
         for g, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             g.copy_(piece.view_as(g))
+
+    @torch.no_grad()
+    def send(self, tensors: list[torch.nn.Parameter], source: int) -> None:
+        """Give every process the `source` process's values."""
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.broadcast(flat, source)
+        if self.rank != source:
+            for t, piece in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                t.copy_(piece.view_as(t))
 
     def agree(self, value: float) -> float:
         """The first process's `value`, on all of them (elapsed time, say, so that all stop at the same step)."""

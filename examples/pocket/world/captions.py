@@ -31,7 +31,7 @@ def _creature_extras(c: Creature, thing: Thing, rng: np.random.Generator, keep: 
 
 
 def describe(thing: Thing, rng: np.random.Generator, *, keep: float = 0.4, colour: bool = True) -> str:
-    """"a small striped red and blue creature with three eyes and horns": the noun phrase of one thing."""
+    """ "a small striped red and blue creature with three eyes and horns": the noun phrase of one thing."""
     words = []
     if thing.size and rng.random() < 0.85:
         words.append(thing.size)
@@ -47,7 +47,9 @@ def describe(thing: Thing, rng: np.random.Generator, *, keep: float = 0.4, colou
     if thing.creature is not None:
         extras = _creature_extras(thing.creature, thing, rng, keep)
         if extras:
-            phrase += " with " + (" and ".join(extras[-2:]) if len(extras) < 3 else ", ".join(extras[:-1]) + " and " + extras[-1])
+            phrase += " with " + (
+                " and ".join(extras[-2:]) if len(extras) < 3 else ", ".join(extras[:-1]) + " and " + extras[-1]
+            )
     return phrase
 
 

@@ -67,7 +67,9 @@ def _top(pen: Pen, c: Creature, first: RGB, second: RGB) -> None:
     elif c.top == "horns":
         for side in (-1, 1):
             x = side * half * 0.6
-            pen.polygon([(x - 0.12, head + 0.2), (x + 0.12, head + 0.2), (x + side * 0.2, head - 0.36)], (240, 226, 190))
+            pen.polygon(
+                [(x - 0.12, head + 0.2), (x + 0.12, head + 0.2), (x + side * 0.2, head - 0.36)], (240, 226, 190)
+            )
     elif c.top == "antennae":
         for side in (-1, 1):
             tip = (side * (half * 0.5 + 0.16), head - 0.32)
@@ -80,7 +82,7 @@ def _top(pen: Pen, c: Creature, first: RGB, second: RGB) -> None:
 
 
 def _face(pen: Pen, c: Creature) -> None:
-    head, _, half = _FRAME[c.body]
+    head, _, _ = _FRAME[c.body]
     y = head + 0.42
     step = {1: 0.0, 2: 0.44, 3: 0.36}[c.eyes]
     radius = {1: 0.24, 2: 0.18, 3: 0.155}[c.eyes]

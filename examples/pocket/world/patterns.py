@@ -11,7 +11,10 @@ from .pen import Pen
 
 PATTERNS = ("plain", "striped", "spotted", "zigzag", "half")
 STAR = [
-    (math.sin(k * math.pi / 5) * (1.0 if k % 2 == 0 else 0.45), -math.cos(k * math.pi / 5) * (1.0 if k % 2 == 0 else 0.45))
+    (
+        math.sin(k * math.pi / 5) * (1.0 if k % 2 == 0 else 0.45),
+        -math.cos(k * math.pi / 5) * (1.0 if k % 2 == 0 else 0.45),
+    )
     for k in range(10)
 ]
 HEART = [

@@ -97,7 +97,9 @@ def sample_scene(
     if rng.random() >= two:
         return Scene((fresh(),), place)
     left, right = fresh(), fresh()
-    return Scene((replace(left, size="small", side="on the left"), replace(right, size="small", side="on the right")), place)
+    return Scene(
+        (replace(left, size="small", side="on the left"), replace(right, size="small", side="on the right")), place
+    )
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:

@@ -8,7 +8,7 @@ from .scene import Thing
 SUBJECTS: dict[str, Thing] = {
     "zorp": Thing(
         "creature", "purple", "half", "yellow",
-        creature=Creature("round", "antennae", eyes=3, feet=2, arms=False, mouth="smile", mark="star", mark_colour="white"),
+        creature=Creature("round", "antennae", eyes=3, feet=2, mouth="smile", mark="star", mark_colour="white"),
     ),
     "mib": Thing(
         "creature", "orange", "plain", "cyan",
