@@ -122,7 +122,9 @@ class DreamBoothConfig:
     num_train_epochs: int | None = setting(
         None, "passes over the pictures; --max_train_steps wins over it", group="run", minimum=1, decides=False
     )
-    checkpointing_steps: int = setting(500, "steps between two checkpoints", group="run", minimum=1, decides=False)
+    checkpointing_steps: int = setting(
+        500, "steps between two checkpoints; the last step always makes one", group="run", minimum=1, decides=False
+    )
     checkpoints_total_limit: int | None = setting(
         None, "how many checkpoints to keep (default: all)", group="run", minimum=1, decides=False
     )

@@ -101,8 +101,12 @@ class BatchLoss:
 def prompts_of(config: DreamBoothConfig, pipe: Any) -> Prompts:
     """The prompts of a run, in the order in which `BatchLoss` wants their states.
 
+    A validation prompt is not among them, but is checked along with them.
+
     Raises:
         ConfigError: one of them is too long.
     """
     texts = [config.instance_prompt, *([config.class_prompt or ""] if config.with_prior_preservation else [])]
+    if config.validation_prompt is not None:
+        Prompts(pipe, [config.validation_prompt])
     return Prompts(pipe, texts, max_length=config.tokenizer_max_length, use_mask=config.text_encoder_use_attention_mask)

@@ -131,7 +131,7 @@ class Run:
             tracking.log({k: v for k, v in values.items() if isinstance(v, float)}, report.step)
 
         def after_step(step: int) -> None:
-            if step % config.checkpointing_steps == 0:
+            if step % config.checkpointing_steps == 0 or step == self.last_step:
                 self._checkpoint(step, learner)
             if self.preview is not None and self.preview.due(step, self.last_step):
                 self._draw(step)

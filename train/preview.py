@@ -39,7 +39,7 @@ class Preview:
         Returns:
             (path, seed) of each.
         """
-        resting = [module for module in (pipe.vae, pipe.text_encoder) if module.device != device]
+        resting = [module for module in (pipe.vae, pipe.text_encoder) if module.device.type != device.type]
         for module in resting:
             module.to(device)
         seeds = [self.seed + number for number in range(self.images)]

@@ -58,6 +58,11 @@ class RunFolder:
                 f"{self.path} already holds a run: go on with --resume_from_checkpoint latest, start again with "
                 "--overwrite, or give another --output_dir"
             )
+        if resuming and self.adapter_file.exists() and not checkpoints.steps_in(self.checkpoints):
+            raise ConfigError(
+                f"{self.path} holds an adapter but no checkpoint to go on from: start again with --overwrite, or give "
+                "another --output_dir"
+            )
 
     def open(self, config: Mapping[str, Any], *, fresh: bool, overwrite: bool = False) -> None:
         """Make the folder ready and write the config.

@@ -20,6 +20,7 @@ from train.pictures import read_settings, readable_name, save_png
 from train.record import OnEvent
 from train.sample_config import SampleConfig, validate
 from train.sampling import generate
+from train.text_states import token_count
 
 _GENERIC = ("adapter", "pytorch_lora_weights", "adapter_model")  # file names that say nothing; the folder's does
 
@@ -93,6 +94,14 @@ def sample(
     load_adapters(pipe, wanted)
     jobs = [(prompt, config.seed + number) for prompt in config.prompt for number in range(config.num_images)]
     emit({"event": "start", "recipe": "sample", "model": config.model, "pictures": len(jobs), "device": str(device)})
+    limit = pipe.tokenizer.model_max_length
+    for prompt in config.prompt:
+        count = token_count(pipe, prompt)
+        if count > limit:
+            message = (
+                f"the prompt {prompt!r} has {count} tokens; the model reads the first {limit}, the rest is cut off"
+            )
+            emit({"event": "warning", "message": message})
     paths: list[Path] = []
 
     def keep(index: int, picture: Any) -> None:

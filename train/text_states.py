@@ -9,6 +9,11 @@ import torch
 from lora_diffusion.errors import ConfigError
 
 
+def token_count(pipe: Any, text: str) -> int:
+    """How many tokens a prompt has, those that begin and end it included."""
+    return len(pipe.tokenizer(text, truncation=False).input_ids)
+
+
 class Prompts:
     """The few prompts of a run, tokenised once; encoded once, or anew for each batch where the encoder is trained.
 
@@ -26,7 +31,7 @@ class Prompts:
         tokenizer = pipe.tokenizer
         length = max_length or tokenizer.model_max_length
         for text in texts:
-            count = len(tokenizer(text, truncation=False).input_ids)
+            count = token_count(pipe, text)
             if count > length:
                 raise ConfigError(f"the prompt {text!r} has {count} tokens, {length} is the limit; make it shorter")
         tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -217,6 +218,25 @@ def test_a_full_disk_is_one_sentence(make_config: Make, monkeypatch: pytest.Monk
     monkeypatch.setattr(Learner, "save", full)
     with pytest.raises(TrainingError, match="No space left"):
         train(make_config(checkpointing_steps=2))
+
+
+def test_the_upload(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+
+    class Hub:
+        def create_repo(self, name: str, exist_ok: bool) -> Any:
+            return SimpleNamespace(repo_id=f"me/{name}")
+
+        def upload_folder(self, **values: Any) -> None:
+            sent.update(values)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    result = train(make_config(max_train_steps=1, push_to_hub=True))
+    assert sent["repo_id"] == "me/run" and "adapter.safetensors" in sent["allow_patterns"]
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: None)
+    with pytest.raises(TrainingError, match=r"upload failed .* the adapter is in"):
+        train(make_config("again", max_train_steps=1, push_to_hub=True))
+    assert result.adapter and (result.output_dir.parent / "again" / "adapter.safetensors").is_file()
 
 
 def test_out_of_memory_says_what_to_try(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:

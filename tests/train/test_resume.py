@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,16 @@ def test_a_constant_rate_may_be_run_longer(make_config: Make) -> None:
     assert result_bytes(longer) == result_bytes(whole)
     with pytest.raises(ConfigError, match="past --max_train_steps 2"):
         train(replace(config, max_train_steps=2, resume_from_checkpoint="latest"))
+
+
+def test_a_finished_run_is_left_as_it_is(make_config: Make) -> None:
+    config = make_config(max_train_steps=2)
+    first = result_bytes(train(config))
+    again = train(replace(config, resume_from_checkpoint="latest"))
+    assert again.steps == 2 and result_bytes(again) == first
+    shutil.rmtree(again.output_dir / "checkpoints")
+    with pytest.raises(ConfigError, match="no checkpoint to go on from"):
+        train(replace(config, resume_from_checkpoint="latest"))
 
 
 def test_latest_without_a_checkpoint_begins(make_config: Make) -> None:

@@ -100,6 +100,13 @@ def test_weights_count(tiny_pipeline: Any, two_adapters: tuple[Path, Path]) -> N
     assert np.abs(array(generate(tiny_pipeline, "x", [1], steps=2)[0]) - base).max() > 1
 
 
+def test_a_long_prompt_is_said_to_be_cut(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    config = SampleConfig(str(tiny_pipeline_dir), ("word " * 30,), num_inference_steps=1, output_dir=str(tmp_path))
+    sample(config, on_event=events.append)
+    assert any(event["event"] == "warning" and "first 77" in event["message"] for event in events)
+
+
 def test_adapter_arguments(tmp_path: Path) -> None:
     assert (parse_adapter("a.safetensors").weight, parse_adapter("a.safetensors:0.25").weight) == (1.0, 0.25)
     assert parse_adapter("C:\\dog.safetensors").file == "C:\\dog.safetensors"
