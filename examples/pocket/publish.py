@@ -1,7 +1,7 @@
 """Put a training's results where they are shipped from: python publish.py --work ~/pocket
 
-Writes `model/` (what StableDiffusionPipeline.from_pretrained loads, weights in fp16), `judge/`, `record/` (the trainings'
-own lines) and `grid.png`.
+Writes `model/` (what StableDiffusionPipeline.from_pretrained loads, weights in fp16), `judge/`, `record/` (what the
+trainings wrote) and `grid.png`.
 """
 
 from __future__ import annotations

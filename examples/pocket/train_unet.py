@@ -130,6 +130,11 @@ def main() -> None:
     unet.set_attn_processor(AttnProcessor())  # the plain one: its backward is the faster one on a CPU at these sizes
     began, last, last_step, losses, resumed = time.time() - spent, time.time(), step, [], step
     next_grid = spent / 60 + 1e-9 + args.grid_minutes
+
+    def save() -> None:
+        state = {"model": both.state_dict(), "adamw": optimizer.adamw.state_dict(), "average": average.shadow}
+        save_atomically({**state, "step": step, "spent": time.time() - began}, checkpoint)
+
     while (elapsed := workers.agree(time.time() - began) / 60) < args.minutes:
         rng = np.random.default_rng([7, step, workers.rank])
         torch.manual_seed(int(rng.integers(2**31)))
@@ -164,8 +169,7 @@ def main() -> None:
             record.write(event="step", step=step, samples=step * args.batch * workers.count,
                          loss=round(float(torch.stack(losses).mean()), 4), grad_norm=round(float(norm), 3),
                          images_per_second=round(speed, 1), minutes=round(elapsed, 1), lr=round(lr, 6))  # fmt: skip
-            save_atomically({"model": both.state_dict(), "adamw": optimizer.adamw.state_dict(),
-                             "average": average.shadow, "step": step, "spent": time.time() - began}, checkpoint)  # fmt: skip
+            save()
             losses = []
             if elapsed >= next_grid:
                 next_grid = elapsed + args.grid_minutes
@@ -177,8 +181,7 @@ def main() -> None:
     if workers.first:
         write_average(average, unet, text_encoder, args.work)
         draw_grid(args.work, args.work / f"grid-{step:06d}.png")
-        save_atomically({"model": both.state_dict(), "adamw": optimizer.adamw.state_dict(), "average": average.shadow,
-                         "step": step, "spent": time.time() - began}, checkpoint)  # fmt: skip
+        save()
         record.write(event="end", step=step, samples=step * args.batch * workers.count)
 
 
