@@ -67,17 +67,19 @@ def sample(config: SampleConfig, debug: bool) -> int:
 def demo(config: Any, debug: bool) -> int:
     """`lora-diffusion demo`."""
     from app.console import Console, quieten
+    from app.signals import StopWish
 
     if not debug:
         quieten()
     from train.demo import run_demo
 
     console = Console()
-    try:
-        run_demo(config, console)
-    finally:
-        console.close()
-    return 0
+    with StopWish() as stop:
+        try:
+            run_demo(config, console, should_stop=stop)
+        finally:
+            console.close()
+    return stop.exit_code
 
 
 def inspect(config: InspectConfig, debug: bool) -> int:

@@ -9,6 +9,7 @@ import json
 import platform
 import shutil
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,18 @@ def recipe(subject: Subject, output_dir: str, *, seed: int, max_train_steps: int
     )
 
 
-def run_demo(config: DemoConfig, on_event: OnEvent) -> dict[str, Any]:
+def run_demo(
+    config: DemoConfig, on_event: OnEvent, *, should_stop: Callable[[], bool] | None = None
+) -> dict[str, Any] | None:
     """Train, draw, judge, and write `comparison.png` and `report.json`.
 
+    Args:
+        config: see `DemoConfig`.
+        on_event: told of every event, as by `train.dreambooth.train`.
+        should_stop: asked after every step; True keeps the adapter as it is and ends the demo.
+
     Returns:
-        The report.
+        The report; None if it was stopped.
 
     Raises:
         ConfigError: an unknown subject, or an output folder that holds something else.
@@ -78,11 +86,11 @@ def run_demo(config: DemoConfig, on_event: OnEvent) -> dict[str, Any]:
     on_event(
         {"event": "note", "message": f"five photos of {subject.name}, a {subject.class_word} that pocket never saw"}
     )
-    run = train(
-        recipe(subject, str(folder), seed=config.seed, max_train_steps=config.max_train_steps), on_event=on_event
-    )
-    if run.adapter is None:
-        raise ConfigError("the training was stopped before its first step; there is nothing to compare")
+    settings = recipe(subject, str(folder), seed=config.seed, max_train_steps=config.max_train_steps)
+    run = train(settings, on_event=on_event, should_stop=should_stop)
+    if run.stopped or run.adapter is None:
+        on_event({"event": "note", "message": f"stopped after {run.steps} steps; what was learned is in {folder}"})
+        return None
     result = judge_adapter(subject, run.adapter, seeds=list(range(config.num_seeds)), on_event=on_event)
     result.picture.save(folder / "comparison.png")
     seconds = {"train": run.seconds_training, "total": time.perf_counter() - started}
@@ -201,7 +209,7 @@ def _in_words(report: dict[str, Any], folder: Path) -> list[str]:
         f"Likeness to the photos: {like['base']:.2f} without, {like['adapted']:.2f} with the adapter; the photos among "
         f"themselves {like['real']:.2f} ({report['likeness_gap_closed']:.0%} of the gap closed).",
         "  the judge's scale: " + ", ".join(f"{name} {value:.2f}" for name, value in known.items()),
-        f"Of what the prompts ask, {follow['base']:.0%} is in the pictures without, {follow['adapted']:.0%} with the adapter.",
+        f"Of what the prompts ask, the pictures show {follow['base']:.0%} without and {follow['adapted']:.0%} with it.",
         f"Look at   {folder / 'comparison.png'}",
         f"Figures   {folder / 'report.json'}",
         f"Adapter   {folder / 'adapter.safetensors'}  (also for diffusers: pipe.load_lora_weights)",
