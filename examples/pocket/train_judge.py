@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
+from optimizer import MuonAdamW
 from shards import pictures, scenes
 from train_vae import as_tensor
 from training import Record, machine
@@ -135,7 +136,7 @@ def main() -> None:
     torch.manual_seed(5)
     vae = AutoencoderKL.from_pretrained(args.work / "vae").to(memory_format=torch.channels_last).eval()
     net = JudgeNetwork({k: len(v) for k, v in HEADS.items()}).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, weight_decay=1e-2)
+    optimizer = MuonAdamW(net.parameters(), [net.stem.weight, *(h.weight for h in net.heads.values())], lr=args.lr)
     record = Record(args.work / "judge.jsonl")
     record.write(event="start", parameters=sum(p.numel() for p in net.parameters()), machine=machine())
 
@@ -177,10 +178,9 @@ def main() -> None:
         return torch.roll(x, (int(dy), int(dx)), (2, 3)).to(memory_format=torch.channels_last)
 
     while (spent := time.time() - began) < args.minutes * 60:
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                args.lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * spent / args.minutes / 60))
-            )
+        optimizer.set_lr(
+            (args.lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * spent / args.minutes / 60)))
+        )
         index = rng.integers(0, len(target), args.batch)
         chosen = rng.choice(pairs, args.batch // (2 * GROUP), replace=False)
         identity = (chosen[:, None] * 2 * GROUP + np.arange(2 * GROUP)).reshape(-1)
@@ -193,7 +193,7 @@ def main() -> None:
         )
         identity_loss = contrast(embedding[n:].float(), who[identity])
         loss = attribute_loss + 3.0 * identity_loss
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()

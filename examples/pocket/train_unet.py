@@ -84,7 +84,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24, help="pictures in a step, for each process")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--grid-minutes", type=float, default=10.0)
-    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     workers = Workers()
     torch.manual_seed(3)
@@ -126,7 +125,6 @@ def main() -> None:
         record.write(event="start", step=step, unet_parameters=sum(p.numel() for p in unet.parameters()),
                      workers=workers.count, batch=args.batch * workers.count, lr=args.lr, scenes=args.shards * SHARD,
                      machine=machine())  # fmt: skip
-    model = torch.compile(unet, dynamic=False) if args.compile else unet
     unet.set_attn_processor(AttnProcessor())  # the plain one: its backward is the faster one on a CPU at these sizes
     began, last, last_step, losses, resumed = time.time() - spent, time.time(), step, [], step
     next_grid = spent / 60 + 1e-9 + args.grid_minutes
@@ -153,7 +151,7 @@ def main() -> None:
         optimizer.set_lr(lr)
         with torch.autocast("cpu", torch.bfloat16):
             states = text_encoder(encode(tokenizer, texts)).last_hidden_state
-            predicted = model(noisy, t, states, return_dict=False)[0]
+            predicted = unet(noisy, t, states, return_dict=False)[0]
         loss = (predicted.float() - velocity).pow(2).mean()
         optimizer.zero_grad()
         loss.backward()
