@@ -19,8 +19,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
 from optimizer import MuonAdamW
+from safetensors.torch import save_file
 from shards import pictures, scenes
 from train_vae import as_tensor
 from training import Record, machine
@@ -179,7 +179,7 @@ def main() -> None:
 
     while (spent := time.time() - began) < args.minutes * 60:
         optimizer.set_lr(
-            (args.lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * spent / args.minutes / 60)))
+            args.lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * spent / args.minutes / 60))
         )
         index = rng.integers(0, len(target), args.batch)
         chosen = rng.choice(pairs, args.batch // (2 * GROUP), replace=False)
