@@ -26,6 +26,8 @@ def publish_model(work: Path, folder: Path) -> int:
     pipe = assemble(work).to(torch.float16)
     shutil.rmtree(folder, ignore_errors=True)
     pipe.save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):  # for readers that want CLIP's two files rather than tokenizer.json
+        shutil.copy(work / "tokenizer" / name, folder / "tokenizer" / name)
     # transformers takes the precision of a model from its config: without this line the text encoder alone would load
     # in fp16 where nobody asked for it.
     config = folder / "text_encoder" / "config.json"

@@ -1,4 +1,4 @@
-"""The demo end to end, with fewer steps: the files it promises, the figures in its report, a folder it may not touch."""
+"""The demo end to end, with fewer steps: its files, the figures in its report, a folder that it may not touch."""
 
 import json
 
