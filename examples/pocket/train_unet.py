@@ -87,7 +87,8 @@ def main() -> None:
     args = parser.parse_args()
     workers = Workers()
     torch.manual_seed(3)
-    unet = build()
+    start = args.work / "unet-start"  # see unpublish.py
+    unet = UNet2DConditionModel.from_pretrained(start) if start.exists() else build()
     checkpoint = args.work / "unet.pt"
     state = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
     text_encoder = CLIPTextModel.from_pretrained(args.work / "text_encoder", dtype=torch.float32).train()
