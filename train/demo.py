@@ -47,7 +47,7 @@ def recipe(subject: Subject, output_dir: str, *, seed: int, max_train_steps: int
         prior_generation_steps=STEPS,
         train_text_encoder=True,
         rank=8,
-        learning_rate=1e-3,
+        learning_rate=6e-3,
         text_encoder_lr=1e-3,
         lr_scheduler="cosine",
         lr_warmup_steps=min(10, max_train_steps),
