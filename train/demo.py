@@ -214,7 +214,7 @@ def _in_words(report: dict[str, Any], folder: Path) -> list[str]:
         f"Figures   {folder / 'report.json'}",
         f"Adapter   {folder / 'adapter.safetensors'}  (also for diffusers: pipe.load_lora_weights)",
         "Try next  lora-diffusion sample --model pocket --guidance_scale 3 --adapter "
-        f'{folder / "adapter.safetensors"} --prompt "a photo of sks creature at sunset"',
+        f'{folder / "adapter.safetensors"} --prompt "{load_subject(report["subject"]).instance_prompt} at sunset"',
     ]
 
 
