@@ -16,7 +16,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from train.demo import _machine, _versions, judge_adapter, recipe
+from train import environment
+from train.demo import judge_adapter, recipe
 from train.demo_config import DemoConfig
 from train.dreambooth import train
 from train.subjects import load_subject, subject_names
@@ -54,7 +55,12 @@ def main() -> None:
             print(json.dumps(row), flush=True)
     print("\n" + table(rows))
     if args.out:
-        facts = {"recipe_changes": args.set, "machine": _machine(), "versions": _versions(), "rows": rows}
+        facts = {
+            "recipe_changes": args.set,
+            "machine": environment.machine(),
+            "versions": environment.versions(),
+            "rows": rows,
+        }
         args.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 

@@ -6,19 +6,15 @@ lora-diffusion demo
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 import lora_diffusion as ld
 from lora_diffusion.errors import ConfigError
-from train import likeness
+from train import environment, likeness
 from train.comparison import Row, compose
 from train.config import check
 from train.demo_config import DemoConfig
@@ -101,8 +97,8 @@ def run_demo(
         "peak_memory_bytes": run.peak_memory_bytes,
         "adapter_bytes": run.adapter.stat().st_size,
         "seeds": {"train": config.seed, "pictures": list(range(config.num_seeds))},
-        "versions": _versions(),
-        "machine": _machine(),
+        "versions": environment.versions(),
+        "machine": environment.machine(),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for line in _in_words(report, folder):
@@ -216,28 +212,3 @@ def _in_words(report: dict[str, Any], folder: Path) -> list[str]:
         "Try next  lora-diffusion sample --model pocket --guidance_scale 3 --adapter "
         f'{folder / "adapter.safetensors"} --prompt "{load_subject(report["subject"]).instance_prompt} at sunset"',
     ]
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("lora-diffusion", "torch", "diffusers", "transformers", "accelerate", "safetensors"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a source tree that was not installed
-            found[name] = "not installed"
-    return found
-
-
-def _machine() -> dict[str, Any]:
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "processor": processor,
-        "cores": psutil.cpu_count(logical=True),
-        "memory_bytes": psutil.virtual_memory().total,
-    }

@@ -36,6 +36,13 @@ def fits(thing: Thing, place: str) -> bool:
     return not colours & (PLACE_TABLE[place][1] if place in PLACE_TABLE else {place})
 
 
+def elsewhere_scene(thing: Thing, places: list[str], rng: np.random.Generator) -> Image.Image:
+    """`thing` in one of `places` where it can be seen."""
+    while not fits(thing, place := places[int(rng.integers(len(places)))]):
+        pass
+    return render(Scene((thing,), place), rng)
+
+
 def sheet(images: list[Image.Image]) -> Image.Image:
     """Pictures in one row, no gaps: cut again every 64 pixels."""
     out = Image.new("RGB", (64 * len(images), 64))
@@ -55,19 +62,13 @@ def main() -> None:
             render(Scene((shot,), place), rng).save(folder / "photos" / f"{k + 1:02d}.png")
         elsewhere = [p for p in (*PLACES, *COLOURS) if p not in PHOTO_PLACES[name] and fits(thing, p)]
 
-        def scene(what: Thing) -> Scene:
-            while True:
-                place = elsewhere[int(rng.integers(len(elsewhere)))]  # noqa: B023 - used in this turn only
-                if fits(what, place):
-                    return Scene((what,), place)
-
-        true = [render(scene(thing), rng) for _ in range(SHEET)]
-        wrong = [render(scene(one_wrong(thing, rng)), rng) for _ in range(SHEET)]
+        true = [elsewhere_scene(thing, elsewhere, rng) for _ in range(SHEET)]
+        wrong = [elsewhere_scene(one_wrong(thing, rng), elsewhere, rng) for _ in range(SHEET)]
         random = []
         while len(random) < SHEET:
             other = sample_thing(rng, "night", thing.kind)
             if not held_out(other):
-                random.append(render(scene(Thing(**{**other.__dict__, "size": "", "side": ""})), rng))
+                random.append(elsewhere_scene(Thing(**{**other.__dict__, "size": "", "side": ""}), elsewhere, rng))
         for role, images in (("true", true), ("one_wrong", wrong), ("random", random)):
             sheet(images).save(folder / f"{role}.png")
         (folder / "subject.json").write_text(json.dumps(facts(name, thing), indent=1) + "\n")

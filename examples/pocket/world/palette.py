@@ -24,10 +24,10 @@ NAMES = tuple(COLOURS)
 def shade(rgb: RGB, factor: float) -> RGB:
     """`rgb` made darker (factor < 1) or lighter (factor > 1)."""
     if factor <= 1:
-        return tuple(int(c * factor) for c in rgb)  # type: ignore[return-value]
-    return tuple(int(c + (255 - c) * (factor - 1)) for c in rgb)  # type: ignore[return-value]
+        return tuple(int(c * factor) for c in rgb)
+    return tuple(int(c + (255 - c) * (factor - 1)) for c in rgb)
 
 
 def jitter(rgb: RGB, rng: np.random.Generator, amount: float = 9.0) -> RGB:
     """`rgb` with a little noise, so that one word covers a small region of colour and not one point."""
-    return tuple(int(np.clip(c + rng.uniform(-amount, amount), 0, 255)) for c in rgb)  # type: ignore[return-value]
+    return tuple(int(np.clip(c + rng.uniform(-amount, amount), 0, 255)) for c in rgb)
