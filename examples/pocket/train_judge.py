@@ -2,8 +2,9 @@
 
 Two things from one small convolutional network on (3, 64, 64) pictures: what a picture shows (one head per attribute of
 the first, that is the left or only, thing and of the second), and a 64-d embedding in which two pictures of one subject
-lie close together and a subject with one attribute changed does not. It never sees the UNet's pictures; half of what it
-learns from went through the autoencoder, or it would be worthless on decoded pictures.
+lie close together and a subject with one attribute changed does not, nor one that is only half there: its colours, and a
+face that is a blend with another's. It never sees the UNet's pictures; half of what it learns from went through the
+autoencoder, or it would be worthless on decoded pictures.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ HEADS = {
     "body": BODIES, "top": TOPS, "eyes": ("1", "2", "3"), "mark": ("none", "star", "heart", "dot"),
     "belly": ("False", "True"),
 }  # fmt: skip
-JUDGE_SHARDS = (900_000, 900_001)  # scenes that pocket never trains on
+JUDGE_SHARDS = (900_000, 900_001, 900_002)  # scenes that pocket never trains on
 VALIDATION = 900_100
 GROUP = 4  # pictures of one subject in an identity batch
+KINDS_OF_PICTURE = 3  # of each subject: itself, with one attribute wrong, half-formed
 
 
 def labels(scene: Scene) -> list[int]:
@@ -100,20 +102,72 @@ def anywhere(thing: Thing, rng: np.random.Generator, *, company: float = 0.15) -
     return Scene((replace(thing, size=other.size, side=other.side),), scene.place)
 
 
-def identity_batch(rng: np.random.Generator, subjects: int) -> tuple[np.ndarray, torch.Tensor]:
-    """GROUP pictures each of `subjects` things, every second one a hard negative of the one before it."""
-    images, who = [], []
-    thing = None
+def muddled(thing: Thing, rng: np.random.Generator) -> Thing:
+    """`thing` in the same colours with its build changed: what a half-formed picture of it is blended with."""
+    c = thing.creature
+    if c is None:
+        return replace(thing, variant=int(rng.integers(VARIANTS[thing.kind])), pattern=one_of(PATTERNS, rng))
+    build = {"body": BODIES, "top": TOPS, "eyes": (1, 2, 3), "mouth": MOUTHS, "mark": ("none", "star", "heart", "dot")}
+    return replace(thing, creature=replace(c, **{name: one_of(options, rng) for name, options in build.items()}))
+
+
+def one_of(options: tuple, rng: np.random.Generator) -> object:
+    return options[int(rng.integers(len(options)))]
+
+
+@torch.no_grad()
+def half_formed(vae: AutoencoderKL, thing: Thing, scenes: list[Scene], rng: np.random.Generator) -> torch.Tensor:
+    """Pictures in which `thing` is only half there, (n, 3, 64, 64) in [-1, 1].
+
+    Each is drawn twice in the same spot, as itself and `muddled`; their latents are blended under a soft random mask,
+    smooth noise is added where the thing is, and the blend decoded: right colours, wrong or smeared parts, as a model in
+    its middle makes. The background stays clean, or it alone would tell.
+    """
+    drawn = []
+    for scene in scenes:
+        seed = int(rng.integers(2**31))
+        dress = {"size": scene.things[0].size, "side": scene.things[0].side}
+        beside = scene.things[1:]
+        itself, other = (replace(shown, **dress) for shown in (thing, muddled(thing, rng)))
+        for things in ((itself, *beside), (other, *beside), ()):
+            drawn.append(np.asarray(render(Scene(things, scene.place), np.random.default_rng(seed))))
+    latents = vae.encode(as_tensor(np.stack(drawn))).latent_dist.mode().float()
+    one, two, bare = latents[0::3], latents[1::3], latents[2::3]
+    n = len(one)
+
+    def smooth(channels: int, cells: int) -> torch.Tensor:
+        coarse = torch.from_numpy(rng.normal(size=(n, channels, cells, cells)).astype(np.float32))
+        return F.interpolate(coarse, size=one.shape[-2:], mode="bicubic")
+
+    there = ((one - bare).abs().mean(1, keepdim=True) > 0.3).float()
+    there = F.avg_pool2d(F.max_pool2d(there, 3, 1, 1), 3, 1, 1)
+    mask = torch.sigmoid(4 * smooth(1, 5))
+    strength = torch.from_numpy(rng.uniform(0.2, 0.8, (n, 1, 1, 1)).astype(np.float32))
+    blend = torch.lerp(two, one, mask) + strength * there * smooth(one.shape[1], 8)
+    return vae.decode(blend).sample.float().clamp(-1, 1)
+
+
+@torch.no_grad()
+def identity_pool(vae: AutoencoderKL, rng: np.random.Generator, subjects: int) -> tuple[torch.Tensor, ...]:
+    """Pictures of `subjects` things, and which subject each shows: GROUP as they are, GROUP with one attribute wrong
+    (a subject of its own), GROUP half-formed (each a subject of its own). Raw, decoded, numbers."""
+    raw, decoded, who = [], [], []
     for k in range(subjects):
-        if k % 2 == 0 or thing is None:
-            kind = "creature" if rng.random() < 0.7 else "cup" if rng.random() < 0.6 else None
-            thing = sample_thing(rng, "night", kind)
-        else:
-            thing = one_wrong(thing, rng)
-        for _ in range(GROUP):
-            images.append(np.asarray(render(anywhere(thing, rng), rng)))
-            who.append(k)
-    return np.stack(images), torch.tensor(who)
+        kind = "creature" if rng.random() < 0.7 else "cup" if rng.random() < 0.6 else None
+        thing = sample_thing(rng, "night", kind)
+        near = one_wrong(thing, rng)
+        images = [np.asarray(render(anywhere(shown, rng), rng)) for shown in (thing, near) for _ in range(GROUP)]
+        x = as_tensor(np.stack(images))
+        with torch.autocast("cpu", torch.bfloat16):
+            z = vae.encode(x).latent_dist.mode().float()
+            soft = torch.from_numpy(rng.uniform(0, 0.15, (len(z), 1, 1, 1)).astype(np.float32))
+            y = vae.decode(z + soft * torch.randn_like(z)).sample.float().clamp(-1, 1)
+            blends = half_formed(vae, thing, [anywhere(thing, rng) for _ in range(GROUP)], rng)
+        raw += [x.half(), blends.half()]
+        decoded += [y.half(), blends.half()]
+        first = k * (2 + GROUP)
+        who += [first] * GROUP + [first + 1] * GROUP + list(range(first + 2, first + 2 + GROUP))
+    return torch.cat(raw), torch.cat(decoded), torch.tensor(who)
 
 
 def contrast(embedding: torch.Tensor, who: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
@@ -122,20 +176,22 @@ def contrast(embedding: torch.Tensor, who: torch.Tensor, temperature: float = 0.
     self_mask = torch.eye(len(who), dtype=torch.bool)
     logits = logits.masked_fill(self_mask, -1e4)
     same = (who[:, None] == who[None, :]) & ~self_mask
+    anchors = same.any(dim=1)  # a half-formed picture is only ever a negative
     log_p = logits - logits.logsumexp(dim=1, keepdim=True)
-    return -(log_p * same).sum(dim=1).div(same.sum(dim=1)).mean()
+    return -(log_p * same).sum(dim=1)[anchors].div(same.sum(dim=1)[anchors]).mean()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--subjects", type=int, default=2000, help="to learn likeness from")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     args = parser.parse_args()
     torch.manual_seed(5)
-    vae = AutoencoderKL.from_pretrained(args.work / "vae").to(memory_format=torch.channels_last).eval()
-    net = JudgeNetwork({k: len(v) for k, v in HEADS.items()}).to(memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()
+    net = JudgeNetwork({k: len(v) for k, v in HEADS.items()})
     optimizer = MuonAdamW(net.parameters(), [net.stem.weight, *(h.weight for h in net.heads.values())], lr=args.lr)
     record = Record(args.work / "judge.jsonl")
     record.write(event="start", parameters=sum(p.numel() for p in net.parameters()), machine=machine())
@@ -148,7 +204,7 @@ def main() -> None:
     def pool(shard: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         raw = as_tensor(pictures(shard, args.work, count))
         decoded = torch.cat([through(raw[k : k + 100]) for k in range(0, count, 100)])
-        return raw, decoded, torch.tensor([labels(s) for s in scenes(shard, count)])
+        return raw.half(), decoded.half(), torch.tensor([labels(s) for s in scenes(shard, count)])
 
     def load(name: str, make):  # the pools take minutes to make; keep them
         path = args.work / f"{name}.pt"
@@ -156,34 +212,31 @@ def main() -> None:
             torch.save(make(), path)
         return torch.load(path, weights_only=True)
 
-    raw, decoded, target = load("judge-attributes", lambda: pool(JUDGE_SHARDS[0], 10_000))
+    def attribute_pool() -> tuple[torch.Tensor, ...]:
+        parts = [pool(shard, 10_000) for shard in JUDGE_SHARDS]
+        return tuple(torch.cat([part[k] for part in parts]) for k in range(3))
 
-    def subjects_pool() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rng = np.random.default_rng(11)
-        images, who = identity_batch(rng, 2400)
-        x = as_tensor(images)
-        return x, torch.cat([through(x[k : k + 100]) for k in range(0, len(x), 100)]), who
-
-    id_raw, id_decoded, who = load("judge-subjects", subjects_pool)
-    pairs = len(who) // (2 * GROUP)
+    raw, decoded, target = load("judge-attributes", attribute_pool)
+    id_raw, id_decoded, who = load("judge-subjects", lambda: identity_pool(vae, np.random.default_rng(11), args.subjects))
+    each = KINDS_OF_PICTURE * GROUP
     rng = np.random.default_rng(6)
     began, step = time.time(), 0
 
     def noisy(a: torch.Tensor, b: torch.Tensor, index: np.ndarray) -> torch.Tensor:
         """Clean or decoded at random, or in between, with a little noise, blur of decoding and brightness."""
         mix = torch.from_numpy(rng.choice((0.0, 1.0, 0.5), size=len(index), p=(0.4, 0.45, 0.15)).astype(np.float32))
-        x = a[index].lerp(b[index], mix.view(-1, 1, 1, 1))
+        x = a[index].float().lerp(b[index].float(), mix.view(-1, 1, 1, 1))
         x = x + torch.randn_like(x) * torch.from_numpy(rng.uniform(0, 0.06, (len(index), 1, 1, 1)).astype(np.float32))
         dy, dx = rng.integers(-2, 3, 2)
-        return torch.roll(x, (int(dy), int(dx)), (2, 3)).to(memory_format=torch.channels_last)
+        return torch.roll(x, (int(dy), int(dx)), (2, 3))
 
     while (spent := time.time() - began) < args.minutes * 60:
         optimizer.set_lr(
             args.lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * spent / args.minutes / 60))
         )
         index = rng.integers(0, len(target), args.batch)
-        chosen = rng.choice(pairs, args.batch // (2 * GROUP), replace=False)
-        identity = (chosen[:, None] * 2 * GROUP + np.arange(2 * GROUP)).reshape(-1)
+        chosen = rng.choice(len(who) // each, args.batch // (2 * GROUP), replace=False)
+        identity = (chosen[:, None] * each + np.arange(each)).reshape(-1)
         x = torch.cat([noisy(raw, decoded, index), noisy(id_raw, id_decoded, identity)])
         with torch.autocast("cpu", torch.bfloat16):
             out, embedding = net(x)
@@ -206,7 +259,7 @@ def main() -> None:
     accuracy: dict[str, dict[str, float]] = {}
     for name, x in (("renders", raw_v), ("decoded", decoded_v)):
         with torch.no_grad():
-            out, _ = net(x)
+            out, _ = net(x.float())
         accuracy[name] = {}
         for k, (head, o) in enumerate(out.items()):
             scored = target_v[:, k] >= 0
