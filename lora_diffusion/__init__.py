@@ -26,9 +26,12 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .adapter import Adapter, LowRank
+    from .arithmetic import combine, extract, resize
+    from .checks import layers_without_effect, layers_without_gradient
     from .config import LoraConfig
     from .exchange import load_adapter, save_adapter
     from .files import read_adapter, write_adapter
+    from .hotswap import reserve_adapter
     from .inject import (
         adapter_parameters,
         add_adapter,
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
         put_adapter,
         unload,
     )
+    from .merge import MergeReport, merge_adapters, unmerge_adapters
+    from .per_sample import adapters_per_sample
     from .report import LoadReport
     from .switch import active_adapters, disable_adapters, list_adapters, set_adapters
 
@@ -46,6 +51,16 @@ _LAZY = {
     "LowRank": "adapter",
     "LoraConfig": "config",
     "LoadReport": "report",
+    "MergeReport": "merge",
+    "adapters_per_sample": "per_sample",
+    "combine": "arithmetic",
+    "extract": "arithmetic",
+    "resize": "arithmetic",
+    "layers_without_effect": "checks",
+    "layers_without_gradient": "checks",
+    "merge_adapters": "merge",
+    "reserve_adapter": "hotswap",
+    "unmerge_adapters": "merge",
     "load_adapter": "exchange",
     "save_adapter": "exchange",
     "read_adapter": "files",
@@ -72,21 +87,31 @@ __all__ = [
     "LoraConfig",
     "LoraDiffusionError",
     "LowRank",
+    "MergeReport",
     "ModelNotFoundError",
     "TrainingError",
     "active_adapters",
     "adapter_parameters",
+    "adapters_per_sample",
     "add_adapter",
+    "combine",
     "delete_adapter",
     "disable_adapters",
+    "extract",
     "get_adapter",
+    "layers_without_effect",
+    "layers_without_gradient",
     "list_adapters",
     "load_adapter",
+    "merge_adapters",
     "put_adapter",
     "read_adapter",
+    "reserve_adapter",
+    "resize",
     "save_adapter",
     "set_adapters",
     "unload",
+    "unmerge_adapters",
     "write_adapter",
 ]
 

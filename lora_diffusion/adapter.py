@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .config import LoraConfig
-from .errors import AdapterFormatError, ConfigError
+from .errors import AdapterFormatError, AdapterMismatchError, ConfigError
 
 MAX_NAME_LENGTH = 100
 
@@ -20,14 +20,17 @@ MAX_NAME_LENGTH = 100
 class LowRank:
     """One module's update, ΔW = scale · B @ A.
 
-    a: (rank, in_features), or (rank, in/groups, kh, kw) beside a convolution.
-    b: (out_features, rank), or (out, rank, 1, 1).
+    a: (rank, in_features), or (rank, in/groups, kh, kw) beside a convolution, or (rank, entries) beside an embedding.
+    b: (out_features, rank), or (out, rank/groups, 1, 1), or (dim, rank).
     scale: what multiplies B @ A when the adapter's weight is 1; alpha / rank in most tools' words.
+    magnitude: (out_features,), DoRA's learned length of each row of the weight; None for everything else. With it the
+        update is no longer linear in B @ A: it depends on the base weight.
     """
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float = 1.0
+    magnitude: torch.Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -39,9 +42,13 @@ class LowRank:
         return self.scale * self.rank
 
     def delta(self) -> torch.Tensor:
-        """ΔW in fp32, shaped as the module's weight: (out, in), or (out, in, kh, kw)."""
+        """ΔW in fp32 as (out, in), or (out, in/groups, kh, kw). Raises AdapterMismatchError for DoRA."""
+        if self.magnitude is not None:
+            raise AdapterMismatchError("a DoRA layer's update depends on the base weight: merge it into a model")
         a, b = self.a.float(), self.b.float()
-        return self.scale * (b.flatten(1) @ a.flatten(1)).reshape(b.shape[0], *a.shape[1:])
+        groups = self.rank // b.shape[1]
+        blocks = b.view(groups, -1, b.shape[1]) @ a.reshape(groups, b.shape[1], -1)
+        return self.scale * blocks.view(b.shape[0], *a.shape[1:])
 
 
 @dataclass
@@ -73,6 +80,8 @@ class Adapter:
             for path, layer in layers.items():
                 tensors[f"{component}.{path}.lora_A"] = layer.a
                 tensors[f"{component}.{path}.lora_B"] = layer.b
+                if layer.magnitude is not None:
+                    tensors[f"{component}.{path}.lora_magnitude_vector"] = layer.magnitude
         return tensors
 
     def with_flat(self, tensors: Mapping[str, torch.Tensor]) -> Adapter:
@@ -88,7 +97,12 @@ class Adapter:
             )
         components = {
             component: {
-                path: LowRank(tensors[f"{component}.{path}.lora_A"], tensors[f"{component}.{path}.lora_B"], layer.scale)
+                path: LowRank(
+                    tensors[f"{component}.{path}.lora_A"],
+                    tensors[f"{component}.{path}.lora_B"],
+                    layer.scale,
+                    tensors.get(f"{component}.{path}.lora_magnitude_vector"),
+                )
                 for path, layer in layers.items()
             }
             for component, layers in self.components.items()
@@ -108,6 +122,7 @@ def inferred_config(layers: Mapping[str, LowRank]) -> LoraConfig:
         target_modules=sorted(layers),
         rank_pattern={re.escape(path): rank for path, rank in ranks.items() if rank != r},
         alpha_pattern={re.escape(path): value for path, value in alphas.items() if value != alpha},
+        use_dora=any(layer.magnitude is not None for layer in layers.values()),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 from .errors import ConfigError
 
 MAX_RANK = 8192
+_INITS = re.compile(r"gaussian|orthogonal|olora|pissa(_niter_[1-9]\d{0,2})?")
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,15 @@ class LoraConfig:
     lora_dropout: probability of dropping an input element on the way to A, in training mode only.
     rank_pattern, alpha_pattern: {module path, suffix or regex: value} for modules that differ from r and lora_alpha.
     init_lora_weights: True: A uniform (Kaiming, a=√5), B zero; "gaussian": A normal with deviation 1/r, B zero;
-        False: A and B both random, so the adapter has an effect before any training (meant for tests).
+        False: A and B both random, so the adapter has an effect before any training (meant for tests). From the base
+        weight: "pissa" and "pissa_niter_16" (Meng et al. 2024), "olora" (Büyükakyüz 2024); from random orthogonal rows
+        whose product is zero: "orthogonal". The base weight itself is never changed.
+    use_dora: learn each output's length apart from its direction (Liu et al. 2024, "DoRA").
+    layers_to_transform: numbers of the blocks to adapt, as in "…h.3.attn"; layers_pattern: the name in front of the
+        number, where a path has several.
+    modules_to_save: names of modules to learn whole copies of, beside the low-rank terms (a new head, say).
 
-    use_dora, layers_to_transform, modules_to_save and bias are accepted with their neutral values only.
+    bias is accepted as "none" only.
     Raises ConfigError, with the value and what to do.
     """
 
@@ -45,6 +52,7 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     exclude_modules: str | Sequence[str] | None = None
     layers_to_transform: int | Sequence[int] | None = None
+    layers_pattern: str | Sequence[str] | None = None
     modules_to_save: Sequence[str] | None = None
     init_lora_weights: bool | str = True
     bias: str = "none"
@@ -65,19 +73,30 @@ class LoraConfig:
             _check_rank(f"rank_pattern[{pattern!r}]", rank)
         for pattern, alpha in _checked_pattern("alpha_pattern", self.alpha_pattern).items():
             _check_alpha(f"alpha_pattern[{pattern!r}]", alpha)
-        if not (isinstance(self.init_lora_weights, bool) or self.init_lora_weights == "gaussian"):
-            raise ConfigError(f'init_lora_weights={self.init_lora_weights!r}: give True, False or "gaussian"')
+        if not (isinstance(self.init_lora_weights, bool) or _INITS.fullmatch(str(self.init_lora_weights))):
+            raise ConfigError(
+                f"init_lora_weights={self.init_lora_weights!r}: give True, False, "
+                '"gaussian", "orthogonal", "olora", "pissa" or "pissa_niter_16"'
+            )
+        _check_layers(self.layers_to_transform, self.layers_pattern)
+        if self.modules_to_save is not None:
+            _check_names("modules_to_save", self.modules_to_save)
         if self.task_type is not None and not isinstance(self.task_type, str):
             raise ConfigError(f"task_type={self.task_type!r}: give a name or None")
-        self._refuse_what_is_not_built()
+        if self.bias != "none":
+            raise ConfigError(f"bias={self.bias!r} is not supported by this version; leave it at 'none'")
 
-    def _refuse_what_is_not_built(self) -> None:
-        neutral = {"use_dora": False, "layers_to_transform": None, "modules_to_save": None, "bias": "none"}
-        for name, value in neutral.items():
-            if getattr(self, name) != value:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)!r} is not supported by this version; leave it at {value!r}"
-                )
+    def chooses_layer(self, path: str) -> bool:
+        """Whether layers_to_transform lets the module at `path` in: by the number after layers_pattern, else the last
+        number in the path that is followed by more (PEFT's rule)."""
+        if self.layers_to_transform is None:
+            return True
+        wanted = self.layers_to_transform
+        numbers = {wanted} if isinstance(wanted, int) else set(wanted)
+        names = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
+        name = "|".join(map(re.escape, names)) if names else r"[^.]*"
+        found = re.match(rf"(?:.*\.)?(?:{name})\.(\d+)\.", path)
+        return found is not None and int(found[1]) in numbers
 
     def rank_for(self, path: str) -> int:
         """The rank of the module at `path`: the first rank_pattern that fits, else r."""
@@ -142,6 +161,19 @@ def _check_names(name: str, value: object) -> None:
         raise ConfigError(f"{name}={value!r}: give a preset, a module name, a non-empty list of names or a regex")
     elif not all(isinstance(item, str) and item for item in value):
         raise ConfigError(f"{name}={value!r}: every entry of the list has to be a non-empty string")
+
+
+def _check_layers(numbers: object, pattern: object) -> None:
+    listed: Any = [numbers] if isinstance(numbers, int) else numbers
+    if listed is None:
+        if pattern is not None:
+            raise ConfigError(f"layers_pattern={pattern!r} needs layers_to_transform")
+        return
+    fine = isinstance(listed, Sequence | set | frozenset) and not isinstance(listed, str) and listed
+    if not fine or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in listed):
+        raise ConfigError(f"layers_to_transform={numbers!r}: give a block's number, from 0 on, or a list of them")
+    if pattern is not None:
+        _check_names("layers_pattern", pattern)
 
 
 def _checked_pattern(name: str, value: object) -> Mapping[str, Any]:

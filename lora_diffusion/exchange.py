@@ -16,10 +16,11 @@ from .adapter import MAX_NAME_LENGTH, Adapter, LowRank, inferred_config
 from .components import BARE, components_of, resolve_path
 from .errors import AdapterMismatchError, ConfigError
 from .files import read_adapter, write_adapter
+from .hotswap import swap_in
 from .inject import get_adapter
-from .layers import layer_kind, why_not
+from .layers import LoraEmbedding, LoraFactors, layer_kind, why_not
 from .report import ComponentReport, LoadReport
-from .state import adapter_names, check_layers, check_new_name, install, state_of
+from .state import adapter_names, check_layers, check_new_name, holders, install, state_of
 from .switch import check_weight
 from .targets import nearest_words, weighted_modules
 
@@ -35,6 +36,7 @@ def load_adapter(
     strict: bool = True,
     *,
     dtype: torch.dtype | None = None,
+    hotswap: bool = False,
 ) -> LoadReport:
     """Load an adapter file (or an Adapter in memory) and make it active, beside those that are active already.
 
@@ -44,6 +46,8 @@ def load_adapter(
     strict: refuse an adapter of which not every layer fits; with False load what fits, and say the rest in the report.
         An adapter of which nothing fits is always refused.
     dtype: of the factors in memory; fp32 by default.
+    hotswap: put it into the room of the adapter `name` (see `reserve_adapter`) instead, in place; weights stay as they
+        are. For code that was compiled.
 
     The factors do not require gradients; `adapter_parameters` gives them to whoever wants to train on.
     All or nothing: after an AdapterFormatError, AdapterMismatchError or ConfigError the target is as it was.
@@ -51,8 +55,12 @@ def load_adapter(
     origin = None if isinstance(path, Adapter) else str(Path(path))
     adapter = path if isinstance(path, Adapter) else read_adapter(path)
     modules = components_of(target)
-    name = _free_name(target, origin) if name is None else name
-    check_new_name(target, name)
+    if hotswap:
+        name = name or "default"
+        holders(target, name)
+    else:
+        name = _free_name(target, origin) if name is None else name
+        check_new_name(target, name)
     weights = _weights(weight, modules)
     report = LoadReport(name, origin, adapter.dialect, {}, copy.deepcopy(adapter.metadata), list(adapter.notes))
     chosen: dict[str, dict[str, tuple[nn.Module, LowRank]]] = {}
@@ -64,6 +72,10 @@ def load_adapter(
             chosen[component] = fitting
     if report.matched == 0 or (strict and not report.complete):
         raise AdapterMismatchError(_mismatch(origin or "the adapter", report, modules))
+    if hotswap:
+        given = {c: {where: low_rank for where, (_, low_rank) in fitting.items()} for c, fitting in chosen.items()}
+        swap_in(target, name, adapter, given)
+        return report
     for fitting in chosen.values():
         check_layers(name, {where: layer for where, (layer, _) in fitting.items()})
     prepared = {
@@ -134,10 +146,12 @@ def _unfit(module: nn.Module, low_rank: LowRank) -> str | None:
     kind = layer_kind(module)
     if kind is None:
         return why_not(module)
-    wanted, given = kind.shapes(module, low_rank.rank), (tuple(low_rank.a.shape), tuple(low_rank.b.shape))
-    if wanted != given:
-        return f"shapes are A {given[0]}, B {given[1]}, the module needs {wanted[0]}, {wanted[1]}"
-    return None
+    magnitude = low_rank.magnitude
+    if magnitude is not None and tuple(magnitude.shape) != (low_rank.b.shape[0],):
+        return f"DoRA's magnitude has shape {tuple(magnitude.shape)}, the module needs ({low_rank.b.shape[0]},)"
+    if magnitude is not None and issubclass(kind, LoraEmbedding):
+        return "it is an embedding, which this version does not adapt with DoRA"
+    return kind.misfit(module, low_rank.a, low_rank.b)
 
 
 def _mismatch(origin: str, report: LoadReport, modules: Mapping[str, nn.Module]) -> str:
@@ -152,12 +166,13 @@ def _mismatch(origin: str, report: LoadReport, modules: Mapping[str, nn.Module])
     return f"{origin} does not fit the target: {counts} layers fit; {component}.{path}: {reason}{hint}{advice}"
 
 
-def _part(layer: nn.Module, low_rank: LowRank, dtype: torch.dtype) -> nn.Module:
-    kind = layer_kind(layer)
-    assert kind is not None, "_match() keeps adaptable modules only"
+def _part(layer: nn.Module, low_rank: LowRank, dtype: torch.dtype) -> LoraFactors:
     device = layer.weight.device
     a, b = (tensor.detach().to(device, dtype, copy=True) for tensor in (low_rank.a, low_rank.b))
-    return kind.make_part(a, b, low_rank.scale, 0.0).requires_grad_(False)
+    magnitude = None if low_rank.magnitude is None else low_rank.magnitude.detach().to(device, dtype, copy=True)
+    part = LoraFactors(a, b, low_rank.scale, magnitude=magnitude)
+    part.requires_grad_(False)
+    return part
 
 
 def _weights(weight: float | Mapping[str, float], modules: Mapping[str, nn.Module]) -> dict[str, float]:

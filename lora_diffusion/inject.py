@@ -13,8 +13,9 @@ from .adapter import Adapter, LowRank
 from .components import canonical_path, choose_components, components_of
 from .config import LoraConfig
 from .errors import AdapterFormatError, AdapterMismatchError, ConfigError
-from .initial import initial_factors
-from .layers import layer_kind
+from .initial import factors_of_weight, initial_factors
+from .layers import LoraEmbedding, LoraFactors, layer_kind
+from .layers.dora import row_norms
 from .state import (
     adapter_names,
     check_layers,
@@ -23,8 +24,11 @@ from .state import (
     freeze_base,
     holders,
     install,
+    refuse_merged,
     remove,
     state_of,
+    states,
+    take_back,
 )
 from .targets import find_targets, nearest_words, unmatched_patterns
 
@@ -119,13 +123,12 @@ def put_adapter(target: Any, tensors: Adapter | Mapping[str, torch.Tensor], name
     for component, state in holders(target, name).items():
         for path, layer in state.adapters[name].layers.items():
             source = given.components[component][canonical_path(component, path)]
-            with torch.no_grad():
-                layer.part(name).lora_A.copy_(source.a)
-                layer.part(name).lora_B.copy_(source.b)
+            _fill(layer.part(name), source)
 
 
 def adapter_parameters(target: Any, name: str = "default") -> dict[str, list[nn.Parameter]]:
-    """{component: parameters of the adapter}, in a fixed order (A, B of each layer): what an optimizer should get."""
+    """{component: parameters of the adapter}, in a fixed order (A, B and DoRA's lengths of each layer): what an
+    optimizer should get."""
     return {
         component: [
             parameter for layer in state.adapters[name].layers.values() for parameter in layer.part(name).parameters()
@@ -135,8 +138,9 @@ def adapter_parameters(target: Any, name: str = "default") -> dict[str, list[nn.
 
 
 def delete_adapter(target: Any, name: str) -> None:
-    """Take one adapter out of all components. Raises ConfigError if there is none of that name."""
+    """Take one adapter out of all components. Raises ConfigError if there is none of that name, or if it is merged."""
     found = holders(target, name)
+    refuse_merged(found, name)
     modules = components_of(target)
     for component in found:
         check_removable(modules[component], name)
@@ -144,8 +148,15 @@ def delete_adapter(target: Any, name: str) -> None:
         remove(modules[component], name)
 
 
-def unload(target: Any) -> None:
-    """Take all adapters out: classes, names and values of the target are what they were before the first one."""
+def unload(target: Any, *, keep_merged: bool = False) -> None:
+    """Take all adapters out: classes, names and values of the target are what they were before the first one.
+
+    keep_merged: leave what `merge_adapters` put into the base weights there, for good.
+    """
+    for state in states(target).values():
+        if keep_merged:
+            state.merged = None
+        take_back(state)
     for name in adapter_names(target):
         delete_adapter(target, name)
 
@@ -183,15 +194,51 @@ def _check_patterns(configs: Mapping[str, LoraConfig], found: Mapping[str, Mappi
 
 def _new_part(
     path: str, layer: nn.Module, config: LoraConfig, dtype: torch.dtype, generator: torch.Generator | None
-) -> nn.Module:
+) -> LoraFactors:
     kind = layer_kind(layer)
     assert kind is not None, "find_targets() returns adaptable modules only"
-    a_shape, b_shape = kind.shapes(layer, config.rank_for(path))
-    a, b = initial_factors(a_shape, b_shape, config.init_lora_weights, generator)
+    rank, scale, init = config.rank_for(path), config.scale_for(path), config.init_lora_weights
+    if rank % getattr(layer, "groups", 1):
+        raise ConfigError(f"{path} is a convolution of {layer.groups} groups: its rank has to be a multiple of that")
+    a_shape, b_shape = kind.shapes(layer, rank)
+    embedding = issubclass(kind, LoraEmbedding)
+    if embedding and config.use_dora:
+        raise ConfigError(f"{path} is an embedding, which DoRA is not for: put it into exclude_modules")
+    anchored = isinstance(init, str) and init.startswith(("pissa", "olora"))
+    if anchored and (len(a_shape) != 2 or embedding):
+        raise ConfigError(f"init_lora_weights={init!r} is for linear layers, {path} is a {type(layer).__name__}")
+    if anchored:
+        a, b = factors_of_weight(kind.matrix(layer), rank, scale, str(init), generator)
+        if a.shape[0] != rank:
+            raise ConfigError(f"init_lora_weights={init!r}: rank {rank} is more than {path} has, {a.shape[0]}")
+    else:
+        a, b = initial_factors(a_shape, b_shape, init, generator, embedding=embedding)
     device = layer.weight.device
-    return kind.make_part(a.to(device, dtype), b.to(device, dtype), config.scale_for(path), config.lora_dropout)
+    part = LoraFactors(a.to(device, dtype), b.to(device, dtype), scale, config.lora_dropout, anchored=anchored)
+    if config.use_dora:
+        part.lora_magnitude_vector = nn.Parameter(row_norms(kind.matrix(layer), part).to(dtype))
+    return part
 
 
-def _copied(part: nn.Module) -> LowRank:
-    a, b = (tensor.detach().to("cpu", copy=True) for tensor in (part.lora_A, part.lora_B))
-    return LowRank(a, b, part.scale)
+def _copied(part: LoraFactors) -> LowRank:
+    """The whole term of one layer; what an anchor takes off again is part of it, as more rank."""
+    pairs = part.pairs()
+    a = torch.cat([a for a, _, _ in pairs]) if len(pairs) > 1 else part.lora_A
+    b = torch.cat([b * sign for _, b, sign in pairs], dim=1) if len(pairs) > 1 else part.lora_B
+    magnitude = part.lora_magnitude_vector
+    kept = [None if t is None else t.detach().to("cpu", copy=True) for t in (a, b, magnitude)]
+    assert kept[0] is not None and kept[1] is not None, "every part has an A and a B"
+    return LowRank(kept[0], kept[1], part.scale, kept[2])
+
+
+@torch.no_grad()
+def _fill(part: LoraFactors, source: LowRank) -> None:
+    """The way back from `_copied`."""
+    rank = part.rank
+    part.lora_A.copy_(source.a[:rank])
+    part.lora_B.copy_(source.b[:, :rank] if part.anchor_B is not None else source.b)
+    if part.anchor_A is not None and part.anchor_B is not None:
+        part.anchor_A.copy_(source.a[rank:])
+        part.anchor_B.copy_(-source.b[:, rank:])
+    if part.lora_magnitude_vector is not None and source.magnitude is not None:
+        part.lora_magnitude_vector.copy_(source.magnitude)

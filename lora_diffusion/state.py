@@ -10,43 +10,109 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from .adapter import check_adapter_name
 from .components import components_of
 from .config import LoraConfig
 from .errors import ConfigError
-from .layers import AdaptedModule, attach, detach, layer_kind
+from .layers import AdaptedModule, LoraFactors, LoraLinear, attach, detach, layer_kind
+from .layers.group import InputGroup, find_groups
 from .layers.host import check_not_hooked
+from .layers.rows import RowPlan
 
 _ATTRIBUTE = "_lora_diffusion"
 
 
 @dataclass
 class Installed:
-    """One adapter as it sits in a component: its config, its layers by the model's own paths, free metadata."""
+    """One adapter as it sits in a component: its config, its layers by the model's own paths, free metadata.
+
+    gain: () float32, the adapter's weight where it acts and else 0; all its parts hold this one tensor.
+    """
 
     config: LoraConfig
     layers: dict[str, Any]
     metadata: dict[str, Any] = field(default_factory=dict)
+    gain: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
 @dataclass
 class ComponentState:
     """adapters: all that are in the component; weights: the active ones; disabled: depth of `disable_adapters`;
-    frozen: names of base parameters that wanted gradients before `add_adapter` froze them."""
+    frozen: names of base parameters that wanted gradients before `add_adapter` froze them; merged: what `merge.py` put
+    into the base weights, None where nothing is; per_sample: each row's adapter inside `adapters_per_sample`."""
 
     adapters: dict[str, Installed] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     disabled: int = 0
     frozen: list[str] = field(default_factory=list)
+    merged: Merged | None = None
+    per_sample: list[str | None] | None = None
+    _carriers: list[tuple[Any, list[str]]] = field(default_factory=list)
 
     def apply(self) -> None:
-        """Bring the layers in line with `weights` and `disabled`."""
+        """Bring the layers in line with `weights`, `disabled` and `merged`."""
+        acting = {} if self.disabled else self.weights
+        if self.merged is not None:
+            self.merged.show(not self.disabled)
+            acting = {name: weight for name, weight in acting.items() if name not in self.merged.adapters}
         for name, installed in self.adapters.items():
-            weight = None if self.disabled else self.weights.get(name)
-            for layer in installed.layers.values():
-                layer.set_weight(name, weight)
+            installed.gain.fill_(acting.get(name, 0.0))
+        for layer, names in self._carriers:
+            layer.set_weights({name: acting.get(name) for name in names})
+        self._plan_rows()
+
+    def _plan_rows(self) -> None:
+        """Give the layers their plans for a batch of mixed adapters, or take them away."""
+        rows = None if self.disabled else self.per_sample
+        names = list(dict.fromkeys(name for name in rows or [] if name is not None))
+        weights = torch.tensor([self.weights.get(name, 1.0) for name in names])
+        choice = torch.tensor([[float(name == row) for name in names] for row in rows or []])
+        made: dict[Any, torch.Tensor] = {}
+        for layer, carried in self._carriers:
+            layer._rows = None
+            if rows is None:
+                continue
+            layer.set_weights(dict.fromkeys(carried))
+            here = [k for k, name in enumerate(names) if name in carried]
+            if here:
+                parts = tuple((layer.part(names[k]), layer.part(names[k]).scale) for k in here)
+                layer._rows = RowPlan(parts, choice[:, here] * weights[here], made)
+
+    def arrange(self, component: nn.Module) -> None:
+        """Bring the lists of layers, and which of them share their input, in line with `adapters`."""
+        carriers: dict[int, tuple[Any, list[str]]] = {}
+        paths: dict[str, Any] = {}
+        for name, installed in self.adapters.items():
+            for path, layer in installed.layers.items():
+                carriers.setdefault(id(layer), (layer, []))[1].append(name)
+                paths[path] = layer
+        self._carriers = list(carriers.values())
+        linear = {path: layer for path, layer in paths.items() if isinstance(layer, LoraLinear)}
+        for layer in linear.values():
+            layer._group = None
+        for members in find_groups(component, linear):
+            group = InputGroup(members)
+            for layer in members:
+                layer._group = group
+
+
+@dataclass
+class Merged:
+    """Adapters that live in the base weights for the time being.
+
+    adapters: {name: weight}. weights: (layer, the base's own parameter, the merged one) of every layer concerned.
+    """
+
+    adapters: dict[str, float]
+    weights: list[tuple[nn.Module, nn.Parameter, nn.Parameter]]
+
+    def show(self, merged: bool) -> None:
+        """Put the merged parameters in place, or the base's own: pointers move, nothing is computed."""
+        for layer, own, with_adapters in self.weights:
+            layer._parameters["weight"] = with_adapters if merged else own
 
 
 def state_of(component: nn.Module) -> ComponentState | None:
@@ -92,18 +158,35 @@ def check_layers(name: str, layers: Mapping[str, nn.Module]) -> None:
 
 
 def install(
-    component: nn.Module, name: str, config: LoraConfig, parts: Mapping[str, tuple[nn.Module, nn.Module]]
+    component: nn.Module, name: str, config: LoraConfig, parts: Mapping[str, tuple[nn.Module, LoraFactors]]
 ) -> None:
     """Put {path: (layer, part)} into a component as the adapter `name`, inactive. Check with `check_layers` before."""
+    installed = Installed(config, {path: layer for path, (layer, _) in parts.items()})
     for layer, part in parts.values():
         mixin = layer_kind(layer)
         assert mixin is not None, "install() is called with layers that layer_kind() accepted"
         attach(layer, mixin)
+        part.gain = installed.gain
         layer.add_part(name, part)
     if state_of(component) is None:
         setattr(component, _ATTRIBUTE, ComponentState())
     state = component.__dict__[_ATTRIBUTE]
-    state.adapters[name] = Installed(config, {path: layer for path, (layer, _) in parts.items()})
+    state.adapters[name] = installed
+    state.arrange(component)
+
+
+def take_back(state: ComponentState) -> None:
+    """Undo a merge: the base's own parameters are in place again, and the adapters act beside them."""
+    if state.merged is not None:
+        state.merged.show(False)
+        state.merged = None
+        state.apply()
+
+
+def refuse_merged(found: Mapping[str, ComponentState], name: str) -> None:
+    """Raises ConfigError if the adapter `name` lives in the base weights of a component."""
+    if any(state.merged is not None and name in state.merged.adapters for state in found.values()):
+        raise ConfigError(f"adapter {name!r} is merged into the base weights: call unmerge_adapters first")
 
 
 def check_removable(component: nn.Module, name: str) -> None:
@@ -126,6 +209,7 @@ def remove(component: nn.Module, name: str) -> None:
             detach(layer)
     del state.adapters[name]
     state.weights.pop(name, None)
+    state.arrange(component)
     if not state.adapters:
         parameters = dict(component.named_parameters())
         for path in state.frozen:
@@ -147,5 +231,5 @@ def freeze_base(component: nn.Module) -> None:
 def _adapter_parameters(component: nn.Module) -> Iterator[nn.Parameter]:
     for module in component.modules():
         if isinstance(module, AdaptedModule):
-            for name in module.part_names():
-                yield from module.part(name).parameters()
+            for part in module.all_parts():
+                yield from part.parameters()

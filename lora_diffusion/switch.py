@@ -9,7 +9,7 @@ from typing import Any
 from .components import components_of
 from .config import is_number
 from .errors import ConfigError
-from .state import adapter_names, holders, states
+from .state import adapter_names, holders, refuse_merged, states
 
 Weight = float | Mapping[str, float]
 
@@ -30,7 +30,7 @@ def set_adapters(
     if len(set(names)) != len(names):
         raise ConfigError(f"names={names}: each adapter once")
     for name in names:
-        holders(target, name)
+        refuse_merged(holders(target, name), name)
     everywhere = {component: _weights_for(component, names, weights, target) for component in states(target)}
     for component, state in states(target).items():
         state.weights = {name: w for name, w in zip(names, everywhere[component]) if name in state.adapters}

@@ -10,7 +10,7 @@ from torch import nn
 
 from .config import LoraConfig, pattern_fits
 from .errors import AdapterMismatchError
-from .layers import layer_kind, why_not
+from .layers import LoraLinear, layer_kind, why_not
 
 # Last parts of the module paths of attention projections: UNet (to_*), CLIP and Llama-like (*_proj), BERT-like
 # (query …), GPT-2 (c_attn, attn.c_proj), GPT-NeoX, Falcon and BLOOM (query_key_value), T5 (SelfAttention.q).
@@ -41,7 +41,9 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     if config.exclude_modules is not None:
         matched = {path: module for path, module in matched.items() if not matches(config.exclude_modules, path)}
     if config.target_modules == "all-linear":
-        matched = {path: module for path, module in matched.items() if module is not _output_head(model)}
+        head = _output_head(model)
+        matched = {path: m for path, m in matched.items() if m is not head and _is_linear(m)}
+    matched = {path: module for path, module in matched.items() if config.chooses_layer(path)}
     refused = {path: why_not(module) for path, module in matched.items() if layer_kind(module) is None}
     usable = {path: module for path, module in matched.items() if path not in refused}
     if refused and not (preset and usable):
@@ -99,6 +101,11 @@ def nearest_words(wanted: str | Iterable[str], available: Iterable[str]) -> str:
 def _leaf(path: str) -> str:
     parts = path.split(".")
     return ".".join(parts[-2:]) if parts[-1].isdigit() and len(parts) > 1 else parts[-1]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    kind = layer_kind(module)
+    return kind is not None and issubclass(kind, LoraLinear)
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:

@@ -6,58 +6,106 @@ same objects under the same names. Each adapter is a small submodule `adapter_<n
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..errors import AdapterMismatchError
+from .factors import LoraFactors
+
+if TYPE_CHECKING:
+    from .group import InputGroup
+    from .rows import RowPlan
 
 _PREFIX = "adapter_"
+Factors = tuple[torch.Tensor, torch.Tensor]
 
 
 class AdaptedModule(nn.Module):
     """Mixin in front of a module's own class: bookkeeping of the adapters that it carries.
 
-    A kind of layer (see `linear.py`) derives from this, says in `make_part` what one adapter's learned tensors are, and
-    in `forward` how the active ones (`_active`: pairs of part and factor) change the base module's output.
+    A kind of layer (see `linear.py`) derives from this, says what shapes an adapter has at it and what its weight's
+    update is, and in `forward` how the active ones (`_active`: pairs of part and factor) change the base's output.
     """
 
     _weights: dict[str, float]
-    _active: tuple[tuple[nn.Module, float], ...]
+    _active: tuple[tuple[LoraFactors, float], ...]
+    _group: InputGroup | None
+    _rows: RowPlan | None
+    _plain: bool
+    transposed = False  # whether the module stores its weight as (in, out)
 
     @staticmethod
     def shapes(module: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shapes of A and B at a given rank, for a module of this kind (adapted or not)."""
         raise NotImplementedError
 
-    @staticmethod
-    def make_part(a: torch.Tensor, b: torch.Tensor, scale: float, dropout: float) -> nn.Module:
-        """The submodule that holds one adapter. Has `lora_A`, `lora_B` and `scale`."""
-        raise NotImplementedError
+    @classmethod
+    def misfit(cls, module: nn.Module, a: torch.Tensor, b: torch.Tensor) -> str | None:
+        """Why given factors cannot go to `module`, or None if they can."""
+        wanted, given = cls.shapes(module, int(a.shape[0])), (tuple(a.shape), tuple(b.shape))
+        if wanted != given:
+            return f"shapes are A {given[0]}, B {given[1]}, the module needs {wanted[0]}, {wanted[1]}"
+        return None
 
-    def part(self, name: str) -> nn.Module:
-        return self._modules[_PREFIX + name]
+    @classmethod
+    def matrix(cls, module: nn.Module) -> torch.Tensor:
+        """The base weight as (out, in) or (out, in, kh, kw), a view where the module stores it otherwise."""
+        return module.weight.t() if cls.transposed else module.weight
+
+    @staticmethod
+    def is_plain(base: type[nn.Module]) -> bool:
+        """Whether a class of this kind computes just its kind's product, which may then be fused with the adapters'."""
+        return False
+
+    @staticmethod
+    def delta(module: nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """B · A in the shape and dtype of `matrix`; computed in the dtype of the factors."""
+        return (b.flatten(1) @ a.flatten(1)).view(b.shape[0], *a.shape[1:])
+
+    def part(self, name: str) -> LoraFactors:
+        part = self._modules[_PREFIX + name]
+        assert isinstance(part, LoraFactors), "add_part() takes nothing else"
+        return part
 
     def part_names(self) -> list[str]:
         return [key.removeprefix(_PREFIX) for key in self._modules if key.startswith(_PREFIX)]
 
-    def add_part(self, name: str, part: nn.Module) -> None:
+    def add_part(self, name: str, part: LoraFactors) -> None:
         """Take in an adapter, inactive."""
         self.add_module(_PREFIX + name, part.train(self.training))
 
     def remove_part(self, name: str) -> None:
-        self.set_weight(name, None)
+        self.set_weights({name: None})
         del self._modules[_PREFIX + name]
 
-    def set_weight(self, name: str, weight: float | None) -> None:
-        """Activate an adapter with a weight, or with None deactivate it. Other adapters keep theirs."""
-        if weight is None:
-            self._weights.pop(name, None)
-        else:
-            self._weights[name] = weight
-        parts = [(self.part(other), value) for other, value in self._weights.items() if value != 0.0]
-        self._active = tuple((part, part.scale * value) for part, value in parts)
+    def set_weights(self, weights: Mapping[str, float | None]) -> None:
+        """Activate adapters with a weight, or with None deactivate them. Those not mentioned keep theirs."""
+        for name, weight in weights.items():
+            if weight is None:
+                self._weights.pop(name, None)
+            else:
+                self._weights[name] = weight
+        parts = [(self.part(name), value) for name, value in self._weights.items() if value != 0.0]
+        self._active = tuple([(part, part.scale * value) for part, value in parts])
+        if self._group is not None:
+            self._group.forget()
+
+    def all_parts(self) -> list[LoraFactors]:
+        """Every adapter that this layer carries, acting or not."""
+        return [part for part in self._modules.values() if isinstance(part, LoraFactors)]
+
+    def terms(self) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+        """(A, B, factor) of every product that acts on this layer now; of all that may act in a mixed batch."""
+        acting = self._active if self._rows is None else self._rows.parts
+        return [(a, b, factor * sign) for part, factor in acting for a, b, sign in part.pairs()]
+
+    def row_factors(self, batch: int) -> torch.Tensor:
+        """(batch, Σr) float32: what multiplies each column of the stacked terms in each row of a mixed batch."""
+        assert self._rows is not None, "only asked for in a mixed batch"
+        return self._rows.factors(batch)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class was made at run time: copies and pickles name its two halves instead.
@@ -77,19 +125,27 @@ def host_class(mixin: Any, base: Any) -> Any:
     return _host_classes[mixin, base]
 
 
+def base_class(module: nn.Module) -> type[nn.Module]:
+    """A module's own class, adapted or not."""
+    return type(module).__bases__[1] if isinstance(module, AdaptedModule) else type(module)
+
+
 def attach(module: nn.Module, mixin: type[AdaptedModule]) -> None:
     """Make `module` an AdaptedModule in place; nothing happens if it is one."""
     if not isinstance(module, AdaptedModule):
         module.__class__ = host_class(mixin, type(module))
         module._weights = {}
         module._active = ()
+        module._group = None
+        module._rows = None
+        module._plain = mixin.is_plain(base_class(module))
 
 
 def detach(module: nn.Module) -> None:
     """Give `module` its own class back. All adapters must have been removed."""
     if isinstance(module, AdaptedModule):
-        module.__class__ = type(module).__bases__[1]
-        del module._weights, module._active
+        module.__class__ = base_class(module)
+        del module._weights, module._active, module._group, module._rows, module._plain
 
 
 def check_not_hooked(path: str, module: nn.Module) -> None:

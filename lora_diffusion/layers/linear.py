@@ -1,11 +1,4 @@
-"""The low-rank term beside a Linear layer.
-
-    y = W·x + b + Σ_i  w_i · s_i · B_i · A_i · dropout(x)        (Hu et al. 2021, equation 3)
-
-x: (…, in), y: (…, out), A: (r, in), B: (out, r). `x` keeps its dtype: the small factors are cast to it, not it to
-theirs, and their gradients come back in the factors' own dtype (fp32 as a rule). What autograd keeps is a reference to
-x (with dropout: the dropped copy), the rank-wide product and the cast factors.
-"""
+"""The low-rank term beside a Linear layer; the arithmetic is in `kernel.py`."""
 
 from __future__ import annotations
 
@@ -13,50 +6,109 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .composed import compose, compose_all
+from .group import single
 from .host import AdaptedModule
+from .kernel import Member, compute_dtype
+from .quantised import full_precision, is_quantised
 
-
-class LoraFactors(nn.Module):
-    """A (r, in) and B (out, r) of one adapter at one layer."""
-
-    def __init__(self, a: torch.Tensor, b: torch.Tensor, scale: float, dropout: float) -> None:
-        super().__init__()
-        self.lora_A = nn.Parameter(a)
-        self.lora_B = nn.Parameter(b)
-        self.scale = scale
-        self.dropout = dropout
-
-    def extra_repr(self) -> str:
-        return f"rank={self.lora_A.shape[0]}, scale={self.scale:g}, dropout={self.dropout:g}"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class LoraLinear(AdaptedModule):
-    """A Linear layer with any number of low-rank terms; without an active one it is the Linear layer's own forward."""
+    """A Linear layer with any number of low-rank terms; without an active one it is the Linear layer's own forward.
+
+    x: (…, in), y: (…, out), A: (r, in), B: (out, r). Outputs have the dtype that the base layer's would have.
+    """
 
     @staticmethod
     def shapes(module: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (rank, module.in_features), (module.out_features, rank)
 
     @staticmethod
-    def make_part(a: torch.Tensor, b: torch.Tensor, scale: float, dropout: float) -> nn.Module:
-        return LoraFactors(a, b, scale, dropout)
+    def is_plain(base: type[nn.Module]) -> bool:
+        return base.forward is nn.Linear.forward
+
+    @classmethod
+    def matrix(cls, module: nn.Module) -> torch.Tensor:
+        return full_precision(module) if is_quantised(module.weight) else super().matrix(module)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = super().forward(x)
-        for factors, factor in self._active:
-            dropped = F.dropout(x, factors.dropout, training=self.training) if factors.dropout else x
-            y = add_low_rank(y, dropped, factors.lora_A, factors.lora_B, factor)
+        if torch.compiler.is_compiling():
+            if self._rows is not None:
+                return compose(self, x, super().forward(x), self._product, self._base)
+            return compose_all(self, x, super().forward(x), self._product, self._base)
+        if not self._active and self._rows is None:
+            return super().forward(x)
+        if len(self._active) == 1 and not torch.is_grad_enabled() and self._group is None:
+            y = self._quick(x)
+            if y is not None:
+                return y
+        if self._group is not None and (y := self._group.take(self, x)) is not None:
+            return y
+        if not self.shares_input():  # DoRA, or dropouts that differ
+            return compose(self, x, super().forward(x), self._product, self._base)
+        if self.is_plain_on(x):
+            return single(self, x, self.member())
+        return single(self, x, self.member(super().forward(x)))
+
+    def _quick(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The commonest case, one adapter and no gradient, with as little around the three products as possible."""
+        ((part, factor),) = self._active
+        own = part._parameters
+        a, b, weight = own["lora_A"], own["lora_B"], self._parameters["weight"]
+        if self._rows is not None or len(own) > 3 or not self._plain or a.dtype != x.dtype or weight.dtype != x.dtype:
+            return None
+        if own["lora_magnitude_vector"] is not None or part.anchor_A is not None or type(weight) is not nn.Parameter:
+            return None
+        if (part.dropout and self.training) or torch.is_autocast_enabled(x.device.type):
+            return None
+        y = F.linear(x, weight, self._parameters["bias"])
+        h = F.linear(x, a)
+        if y.ndim == 2:
+            return y.addmm_(h, b.t(), alpha=factor)
+        y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), b.t(), alpha=factor)
         return y
 
+    def shares_input(self) -> bool:
+        """Whether this layer has terms now that the kernel knows."""
+        acting = self._active if self._rows is None else self._rows.parts
+        if not acting or any(part.lora_magnitude_vector is not None for part, _ in acting):
+            return False
+        return not self.training or len({part.dropout for part, _ in acting}) == 1
 
-def add_low_rank(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
-    """y + scale · x·Aᵀ·Bᵀ in one accumulating product; y: (…, out), x: (…, in). The result has y's dtype.
+    def dropout(self) -> float:
+        acting = self._active if self._rows is None else self._rows.parts
+        return acting[0][0].dropout if self.training else 0.0
 
-    Under autocast the three products run in autocast's dtype, as the base layer's did.
-    """
-    h = F.linear(x, a.to(x.dtype))
-    b = b.to(h.dtype)
-    if y.dtype != h.dtype:  # a base layer that answers in a dtype of its own (some quantised ones)
-        return y + (scale * F.linear(h, b)).to(y.dtype)
-    rows = torch.addmm(y.reshape(-1, y.shape[-1]), h.reshape(-1, h.shape[-1]), b.t(), alpha=scale)
-    return rows.view(y.shape)
+    def is_plain_on(self, x: torch.Tensor) -> bool:
+        """Whether the kernel may compute the base layer too: an ordinary frozen weight in the dtype that x asks for."""
+        weight, bias = self._parameters.get("weight"), self._parameters.get("bias")
+        return (
+            self._plain
+            and type(weight) is nn.Parameter
+            and weight.dtype in _FLOATS
+            and (weight.dtype == x.dtype or compute_dtype(x) != x.dtype)
+            and not (torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad)))
+        )
+
+    def member(self, base: torch.Tensor | None = None) -> Member:
+        terms = self.terms()
+        a, b, factors = zip(*terms)
+        if base is not None:
+            return Member(None, None, base, a, b, factors)
+        return Member(self.oriented_weight(), self._parameters["bias"], None, a, b, factors)
+
+    def oriented_weight(self) -> torch.Tensor:
+        """The weight as (out, in)."""
+        return self._parameters["weight"]
+
+    @staticmethod
+    def _product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        h = F.linear(x, a.to(x.dtype))
+        if rows is not None:
+            h = h * rows.to(h.dtype).view(rows.shape[0], *[1] * (h.ndim - 2), -1)
+        return F.linear(h, b.to(h.dtype))
+
+    def _base(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.matrix(self).to(x.dtype))

@@ -73,14 +73,29 @@ def test_a_suffix_ends_at_a_dot(toy: nn.Module) -> None:
 def test_nothing_matched_lists_the_nearest_names(toy: nn.Module) -> None:
     with pytest.raises(ld.AdapterMismatchError, match=r"'to_qq'.*Toy.*nearest names are to_q"):
         found(toy, "to_qq")
-    with pytest.raises(ld.AdapterMismatchError, match="there are to_q, to_v, head"):
+    with pytest.raises(ld.AdapterMismatchError, match="there are embed, to_q, to_v, conv, head"):
         found(toy, "zzzzzzzz")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("conv", "Conv2d"), ("embed", "Embedding")])
-def test_a_kind_that_cannot_be_adapted_is_refused_by_name(toy: nn.Module, name: str, kind: str) -> None:
-    with pytest.raises(ld.AdapterMismatchError, match=kind):
-        found(toy, ["to_q", name])
+def test_a_kind_that_cannot_be_adapted_is_refused_by_name(toy: nn.Module) -> None:
+    toy.volume = nn.Conv3d(3, 4, 3)
+    with pytest.raises(ld.AdapterMismatchError, match="volume: it is a Conv3d"):
+        found(toy, ["to_q", "volume"])
+
+
+def test_all_linear_leaves_tables_and_convolutions_alone(toy: nn.Module) -> None:
+    assert found(toy, "all-linear") == ["attn.to_q", "attn.to_v", "head"]
+    assert found(toy, ["conv", "embed"]) == ["embed", "conv"]
+
+
+def test_blocks_by_their_number() -> None:
+    """layers_to_transform, with PEFT's rule for which number in a path counts."""
+    block = nn.ModuleDict({"layer": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])})
+    model = nn.ModuleDict({"h": nn.ModuleList([nn.ModuleDict({"q": nn.Linear(4, 4)}) for _ in range(4)]), "b": block})
+    assert found(model, ["q"], layers_to_transform=[1, 3]) == ["h.1.q", "h.3.q"]
+    assert found(model, ["q"], layers_to_transform=2, layers_pattern="h") == ["h.2.q"]
+    with pytest.raises(ld.AdapterMismatchError):
+        found(model, ["q"], layers_to_transform=[9])
 
 
 def test_a_projection_that_is_never_called_is_refused() -> None:

@@ -1,0 +1,37 @@
+"""The low-rank term beside an embedding table: row i of the table is moved by B · A[:, i]."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .composed import compose, compose_all
+from .host import AdaptedModule
+
+
+class LoraEmbedding(AdaptedModule):
+    """ids: (…), y: (…, dim), A: (r, entries), B: (dim, r). A starts at zero and B at random, as in loralib and PEFT.
+
+    Only the table is adapted: an output head tied to it keeps the base's weight.
+    """
+
+    transposed = True  # a row of the table is an output for one entry
+
+    @staticmethod
+    def shapes(module: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (rank, module.num_embeddings), (module.embedding_dim, rank)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling() and self._rows is None:
+            return compose_all(self, ids, super().forward(ids), self._product)
+        if not self._active and self._rows is None:
+            return super().forward(ids)
+        return compose(self, ids, super().forward(ids), self._product)
+
+    def _product(self, ids: torch.Tensor, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        h = F.embedding(ids, a.t(), self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse)
+        if rows is not None:
+            h = h * rows.to(h.dtype).view(rows.shape[0], *[1] * (h.ndim - 2), -1)
+        scale = getattr(self, "embed_scale", 1.0)  # Gemma multiplies what it reads from the table
+        return F.linear(h, b) * scale
