@@ -6,9 +6,12 @@ Each takes a parsed config and whether debugging is on, and returns the exit cod
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from app.inspect_config import InspectConfig
+from train.demo_config import DemoConfig
 from train.dreambooth_config import DreamBoothConfig
 from train.sample_config import SampleConfig
 
@@ -18,19 +21,10 @@ def dreambooth(config: DreamBoothConfig, debug: bool) -> int:
     from train import dreambooth_config
 
     dreambooth_config.validate(config)  # before torch is loaded: most mistakes are answered at once
-    from app.console import Console, quieten
-    from app.signals import StopWish
+    with _job(debug) as (console, stop):
+        from train.dreambooth import train
 
-    if not debug:
-        quieten()
-    from train.dreambooth import train
-
-    console = Console()
-    with StopWish() as stop:
-        try:
-            result = train(config, on_event=console, should_stop=stop)
-        finally:
-            console.close()
+        result = train(config, on_event=console, should_stop=stop)
     print(f"adapter: {result.adapter}" if result.adapter else "stopped before the first step; nothing to save")
     if result.stopped:
         print(f"stopped after step {result.steps}; the same command with --resume_from_checkpoint latest goes on")
@@ -46,40 +40,38 @@ def dreambooth(config: DreamBoothConfig, debug: bool) -> int:
 
 def sample(config: SampleConfig, debug: bool) -> int:
     """`lora-diffusion sample`."""
-    from app.console import Console, quieten
-    from app.signals import StopWish
+    with _job(debug) as (console, stop):
+        from train.sample import sample as draw
 
-    if not debug:
-        quieten()
-    from train.sample import sample as draw
-
-    console = Console()
-    with StopWish() as stop:
-        try:
-            paths = draw(config, on_event=console, should_stop=stop)
-        finally:
-            console.close()
+        paths = draw(config, on_event=console, should_stop=stop)
     for path in paths:
         print(path)
     return stop.exit_code
 
 
-def demo(config: Any, debug: bool) -> int:
+def demo(config: DemoConfig, debug: bool) -> int:
     """`lora-diffusion demo`."""
+    with _job(debug) as (console, stop):
+        from train.demo import run_demo
+
+        run_demo(config, console, should_stop=stop)
+    return stop.exit_code
+
+
+@contextmanager
+def _job(debug: bool) -> Iterator[tuple[Any, Any]]:
+    """A console for the job's events and the wish to stop; libraries keep quiet, unless debugging is on."""
     from app.console import Console, quieten
     from app.signals import StopWish
 
     if not debug:
         quieten()
-    from train.demo import run_demo
-
     console = Console()
     with StopWish() as stop:
         try:
-            run_demo(config, console, should_stop=stop)
+            yield console, stop
         finally:
             console.close()
-    return stop.exit_code
 
 
 def inspect(config: InspectConfig, debug: bool) -> int:

@@ -32,6 +32,7 @@ def scale(judge: Judge, subject: Subject, pipe: Any) -> dict[str, float]:
         "true": judge.likeness(true, photos),
         "true, through the autoencoder": judge.likeness(through_autoencoder(pipe, true), photos),
         "one attribute wrong": judge.likeness(subject.sheet("one_wrong"), photos),
+        "half-formed": judge.likeness(subject.sheet("half_formed"), photos),
         "random of its class": judge.likeness(subject.sheet("random"), photos),
     }
 

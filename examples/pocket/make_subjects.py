@@ -1,7 +1,8 @@
 """Draw the shipped subjects: python make_subjects.py
 
-For each held-out subject five photos to train on, and three sheets for the likeness scale: the subject in twenty other
-scenes, twenty pictures with one attribute wrong, twenty random things of its class.
+For each held-out subject five photos to train on, and four sheets for the likeness scale: the subject in twenty other
+scenes, twenty pictures with one attribute wrong, twenty in which it is only half there (through the shipped
+autoencoder), twenty random things of its class.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from train_judge import one_wrong
+from diffusers import AutoencoderKL
+from train_judge import half_formed, one_wrong
 from world import SUBJECTS, Scene, Thing, background, held_out, render
 from world.palette import NAMES as COLOURS
 from world.places import NAMES as PLACES
@@ -51,7 +54,14 @@ def sheet(images: list[Image.Image]) -> Image.Image:
     return out
 
 
+def as_pictures(x: torch.Tensor) -> list[Image.Image]:
+    """(n, 3, h, w) in [-1, 1] as pictures."""
+    pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(p) for p in pixels]
+
+
 def main() -> None:
+    vae = AutoencoderKL.from_pretrained(Path(__file__).parent / "model" / "vae").float().eval()
     for number, (name, thing) in enumerate(SUBJECTS.items()):
         rng = np.random.default_rng([31, number])
         folder = Path(__file__).parent / "subjects" / name
@@ -69,7 +79,11 @@ def main() -> None:
             other = sample_thing(rng, "night", thing.kind)
             if not held_out(other):
                 random.append(elsewhere_scene(Thing(**{**other.__dict__, "size": "", "side": ""}), elsewhere, rng))
-        for role, images in (("true", true), ("one_wrong", wrong), ("random", random)):
+        rng = np.random.default_rng([32, number])
+        places = [p for p in elsewhere if fits(thing, p)]
+        scenes = [Scene((thing,), places[int(rng.integers(len(places)))]) for _ in range(SHEET)]
+        half = as_pictures(half_formed(vae, thing, scenes, rng))
+        for role, images in (("true", true), ("one_wrong", wrong), ("half_formed", half), ("random", random)):
             sheet(images).save(folder / f"{role}.png")
         (folder / "subject.json").write_text(json.dumps(facts(name, thing), indent=1) + "\n")
 
