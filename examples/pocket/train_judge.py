@@ -2,14 +2,15 @@
 
 Two things from one small convolutional network on (3, 64, 64) pictures: what a picture shows (one head per attribute of
 the first, that is the left or only, thing and of the second), and a 64-d embedding in which two pictures of one subject
-lie close together and a subject with one attribute changed does not, nor one that is only half there: its colours, and a
-face that is a blend with another's. It never sees the UNet's pictures; half of what it learns from went through the
+lie close together and a subject with one attribute changed does not, nor one that is only half there: its colours, and
+a face that is a blend with another's. It never sees the UNet's pictures; half of what it learns from went through the
 autoencoder, or it would be worthless on decoded pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import time
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from optimizer import MuonAdamW
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from shards import pictures, scenes
 from train_vae import as_tensor
 from training import Record, machine
@@ -120,8 +121,8 @@ def half_formed(vae: AutoencoderKL, thing: Thing, scenes: list[Scene], rng: np.r
     """Pictures in which `thing` is only half there, (n, 3, 64, 64) in [-1, 1].
 
     Each is drawn twice in the same spot, as itself and `muddled`; their latents are blended under a soft random mask,
-    smooth noise is added where the thing is, and the blend decoded: right colours, wrong or smeared parts, as a model in
-    its middle makes. The background stays clean, or it alone would tell.
+    smooth noise is added where the thing is, and the blend decoded: right colours, wrong or smeared parts, as a model
+    in its middle makes. The background stays clean, or it alone would tell.
     """
     drawn = []
     for scene in scenes:
@@ -181,6 +182,16 @@ def contrast(embedding: torch.Tensor, who: torch.Tensor, temperature: float = 0.
     return -(log_p * same).sum(dim=1)[anchors].div(same.sum(dim=1)[anchors]).mean()
 
 
+def too_near(embedding: torch.Tensor, own: int = GROUP, margin: float = 0.35) -> torch.Tensor:
+    """How far pictures with something wrong lie within `margin` (cosine) of their subject's own, squared and averaged.
+
+    The contrast is content when they lie further off than the subject's own; the scale of likeness needs them far off.
+    """
+    each = embedding.view(-1, KINDS_OF_PICTURE * GROUP, embedding.shape[1])
+    cosines = each[:, :own] @ each[:, own:].transpose(1, 2)
+    return (cosines - margin).clamp_min(0).square().mean()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
@@ -188,13 +199,17 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=2000, help="to learn likeness from")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--go-on", action="store_true", help="start from the judge in the work folder")
     args = parser.parse_args()
     torch.manual_seed(5)
     vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()
     net = JudgeNetwork({k: len(v) for k, v in HEADS.items()})
     optimizer = MuonAdamW(net.parameters(), [net.stem.weight, *(h.weight for h in net.heads.values())], lr=args.lr)
     record = Record(args.work / "judge.jsonl")
-    record.write(event="start", parameters=sum(p.numel() for p in net.parameters()), machine=machine())
+    if args.go_on:
+        net.load_state_dict({k: v.float() for k, v in load_file(args.work / "judge" / "judge.safetensors").items()})
+    start = "judge" if args.go_on else "scratch"
+    record.write(event="start", start=start, parameters=sum(p.numel() for p in net.parameters()), machine=machine())
 
     @torch.no_grad()
     def through(x: torch.Tensor) -> torch.Tensor:
@@ -217,7 +232,9 @@ def main() -> None:
         return tuple(torch.cat([part[k] for part in parts]) for k in range(3))
 
     raw, decoded, target = load("judge-attributes", attribute_pool)
-    id_raw, id_decoded, who = load("judge-subjects", lambda: identity_pool(vae, np.random.default_rng(11), args.subjects))
+    id_raw, id_decoded, who = load(
+        "judge-subjects", lambda: identity_pool(vae, np.random.default_rng(11), args.subjects)
+    )
     each = KINDS_OF_PICTURE * GROUP
     rng = np.random.default_rng(6)
     began, step = time.time(), 0
@@ -245,15 +262,17 @@ def main() -> None:
             F.cross_entropy(o[:n].float(), target[index, k], ignore_index=-100) for k, o in enumerate(out.values())
         )
         identity_loss = contrast(embedding[n:].float(), who[identity])
-        loss = attribute_loss + 3.0 * identity_loss
+        near_loss = too_near(embedding[n:].float())
+        loss = attribute_loss + 3.0 * identity_loss + 30.0 * near_loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         step += 1
         if step % 100 == 0:
-            record.write(event="step", step=step, attributes=round(float(attribute_loss), 3),
-                         identity=round(float(identity_loss), 3), minutes=round(spent / 60, 2))  # fmt: skip
+            losses = {"attributes": attribute_loss, "identity": identity_loss, "near": near_loss}
+            record.write(event="step", step=step, **{k: round(float(v), 4) for k, v in losses.items()},
+                         minutes=round(spent / 60, 2))  # fmt: skip
     net.eval()
     raw_v, decoded_v, target_v = pool(VALIDATION, 1000)
     accuracy: dict[str, dict[str, float]] = {}

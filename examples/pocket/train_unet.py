@@ -142,8 +142,9 @@ def main() -> None:
     sigma = (1 - scheduler.alphas_cumprod).sqrt().float()
     record = Record(args.work / "unet.jsonl")
     if workers.first:
-        record.write(event="start", step=step, start=str(start.name) if start.exists() else "scratch", unet_parameters=sum(p.numel() for p in unet.parameters()),
-                     workers=workers.count, batch=args.batch * workers.count, lr=args.lr, scenes=args.shards * SHARD,
+        record.write(event="start", step=step, start=start.name if start.exists() else "scratch",
+                     unet_parameters=sum(p.numel() for p in unet.parameters()), workers=workers.count,
+                     batch=args.batch * workers.count, lr=args.lr, scenes=args.shards * SHARD,
                      machine=machine())  # fmt: skip
     unet.set_attn_processor(AttnProcessor())  # the plain one: its backward is the faster one on a CPU at these sizes
     began, last, last_step, losses, resumed = time.time() - spent, time.time(), step, [], step

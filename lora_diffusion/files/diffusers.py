@@ -4,6 +4,8 @@ Names are `<component>.<module path>.<factor>`. Three spellings of the factor ar
 `.lora_A.weight` / `.lora_B.weight`, `.lora.down.weight` / `.lora.up.weight`, and for text encoders
 `.lora_linear_layer.down.weight` / `.lora_linear_layer.up.weight`.
 
+DoRA's lengths are `<component>.<module path>.lora_magnitude_vector`, (out,), or (1, out, 1, 1) beside a convolution.
+
 There are no alpha tensors. Scales come from the JSON under `lora_adapter_metadata` (diffusers ≥ 0.34), with keys
 `<component>.<LoraConfig field>`; without it alpha equals the rank. Because tools drop that metadata, what is written
 has every scale multiplied into B, and says alpha = rank: losing the metadata changes nothing.
@@ -11,6 +13,7 @@ has every scale multiplied into B, and says alpha = rank: losing the metadata ch
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -35,7 +38,8 @@ _SPELLINGS = {
     "a": (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight"),
     "b": (".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight"),
 }
-_NOT_BUILT = {".lora_magnitude_vector": "DoRA", ".lora_B.bias": "a LoRA bias", ".lora_A.bias": "a LoRA bias"}
+_MAGNITUDE = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+_NOT_BUILT = {".lora_B.bias": "a LoRA bias", ".lora_A.bias": "a LoRA bias"}
 _LITERAL = re.compile(r"\^?[\w.\\-]+\$?")
 
 
@@ -46,13 +50,18 @@ def recognise(file: TensorFile) -> bool:
 def read(file: TensorFile) -> Adapter:
     """Raises AdapterFormatError for names that are not understood (nothing is skipped) and for broken metadata."""
     halves: dict[str, Half] = {}
+    magnitudes: dict[str, tuple[str, str]] = {}
     for name in file.tensors:
-        half = _half(name)
-        if half is None:
+        half, lengths = _half(name), _magnitude(name)
+        if half is not None:
+            halves[name] = half
+        elif lengths is not None:
+            magnitudes[name] = lengths
+        else:
             raise file.error(_why_unknown(name))
-        halves[name] = half
     described = _described(file)
     components = read_pairs(file, halves, lambda component, path, rank: _scale(file, described, component, path, rank))
+    _add_magnitudes(file, described, components, magnitudes)
     own, notes = _own(file)
     configs = {component: inferred_config(layers) for component, layers in components.items()}
     for component, values in own.get("config", {}).items():
@@ -74,6 +83,9 @@ def write(adapter: Adapter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             key = f"{component}.{canonical_path(component, path)}"
             tensors[f"{key}.lora_A.weight"] = layer.a
             tensors[f"{key}.lora_B.weight"] = _folded(layer)
+            if layer.magnitude is not None:
+                wide = (1, -1, 1, 1) if layer.a.ndim == 4 else (-1,)
+                tensors[f"{key}.lora_magnitude_vector"] = layer.magnitude.view(wide)
         described.update({f"{component}.{field}": value for field, value in _minimal(component, layers).items()})
     own = {
         "version": OWN_VERSION,
@@ -100,6 +112,39 @@ def _half(name: str) -> Half | None:
     return None
 
 
+def _magnitude(name: str) -> tuple[str, str] | None:
+    """(component, path) of a tensor that holds DoRA's lengths."""
+    component, _, rest = name.partition(".")
+    for ending in _MAGNITUDE:
+        path = rest.removesuffix(ending)
+        if component in COMPONENTS and path and path != rest:
+            return component, canonical_path(component, path)
+    return None
+
+
+def _add_magnitudes(
+    file: TensorFile,
+    described: Mapping[str, Any],
+    components: dict[str, dict[str, LowRank]],
+    magnitudes: Mapping[str, tuple[str, str]],
+) -> None:
+    """Put DoRA's lengths to their factors; raises AdapterFormatError where there are none, or of another width."""
+    for name, (component, path) in magnitudes.items():
+        layer = components.get(component, {}).get(path)
+        if layer is None:
+            raise file.error(f"has {name} without the factors that it belongs to")
+        if math.prod(file.tensors[name].shape) != layer.b.shape[0]:
+            raise file.error(f"has {name} with shape {list(file.tensors[name].shape)} for {layer.b.shape[0]} outputs")
+    values = file.read(list(magnitudes)) if magnitudes else {}
+    for name, (component, path) in magnitudes.items():
+        layer = components[component][path]
+        components[component][path] = dataclasses.replace(layer, magnitude=values[name].flatten())
+    for component, layers in components.items():
+        bare = [path for path, layer in layers.items() if layer.magnitude is None]
+        if described.get(f"{component}.use_dora") is True and bare:
+            raise file.error(f"says that it uses DoRA, and has no lengths for {component}.{bare[0]}")
+
+
 def _why_unknown(name: str) -> str:
     for ending, method in _NOT_BUILT.items():
         if name.endswith(ending):
@@ -123,25 +168,21 @@ def _minimal(component: str, layers: Mapping[str, LowRank]) -> dict[str, Any]:
     ranks = {path.removeprefix("text_model."): layer.rank for path, layer in layers.items()}
     r = max(dict.fromkeys(ranks.values()), key=list(ranks.values()).count)
     others = {path: rank for path, rank in ranks.items() if rank != r}
-    return {
+    fields = {
         "r": r,
         "lora_alpha": r,
         "target_modules": sorted(ranks),
         "rank_pattern": others,
         "alpha_pattern": others,
     }
+    return {**fields, "use_dora": True} if any(layer.magnitude is not None for layer in layers.values()) else fields
 
 
 def _described(file: TensorFile) -> dict[str, Any]:
     """The parsed `lora_adapter_metadata`, or {}."""
     if METADATA_KEY not in file.metadata:
         return {}
-    value = _parsed(file, METADATA_KEY)
-    for key in value:
-        field = key.partition(".")[2]
-        if field == "use_dora" and value[key]:
-            raise file.error("says that it uses DoRA, which this version cannot load")
-    return value
+    return _parsed(file, METADATA_KEY)
 
 
 def _scale(file: TensorFile, described: Mapping[str, Any], component: str, path: str, rank: int) -> float:

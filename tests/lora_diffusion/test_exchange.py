@@ -64,6 +64,25 @@ def test_diffusers_loads_what_we_save(
     assert len([m for m in wrapped if m.r]) == adapted
 
 
+def test_diffusers_loads_dora(
+    tiny_pipeline: Any, tiny_pipeline_dir: Path, randomise: Run, unet_output: Run, tmp_path: Path
+) -> None:
+    """Lengths beside attention projections and a convolution; ours and diffusers read the same file alike."""
+    from diffusers import StableDiffusionPipeline
+
+    config = ld.LoraConfig(r=2, target_modules=["to_q", "to_v", "conv1"], use_dora=True)
+    ld.add_adapter(tiny_pipeline, config)
+    for part in ld.adapter_parameters(tiny_pipeline)["unet"]:
+        part.data.add_(torch.randn(part.shape, generator=torch.Generator().manual_seed(part.numel())) * 0.05)
+    wanted = unet_output(tiny_pipeline.unet)
+    ld.save_adapter(tiny_pipeline, tmp_path / "dora.safetensors")
+    theirs, again = (StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir, safety_checker=None) for _ in range(2))
+    theirs.load_lora_weights(tmp_path / "dora.safetensors")
+    torch.testing.assert_close(unet_output(theirs.unet), wanted, rtol=1e-4, atol=1e-5)
+    assert ld.load_adapter(again, tmp_path / "dora.safetensors").complete
+    torch.testing.assert_close(unet_output(again.unet), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_picture_through_diffusers_is_ours(
     tiny_pipeline: Any, tiny_pipeline_dir: Path, randomise: Run, tmp_path: Path
 ) -> None:
