@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     )
     from .merge import MergeReport, merge_adapters, unmerge_adapters
     from .per_sample import adapters_per_sample
-    from .report import LoadReport
+    from .report import LoadReport, SaveReport
     from .switch import active_adapters, disable_adapters, list_adapters, set_adapters
 
 # Public name -> module that defines it.
@@ -51,6 +51,7 @@ _LAZY = {
     "LowRank": "adapter",
     "LoraConfig": "config",
     "LoadReport": "report",
+    "SaveReport": "report",
     "MergeReport": "merge",
     "adapters_per_sample": "per_sample",
     "combine": "arithmetic",
@@ -89,6 +90,7 @@ __all__ = [
     "LowRank",
     "MergeReport",
     "ModelNotFoundError",
+    "SaveReport",
     "TrainingError",
     "active_adapters",
     "adapter_parameters",

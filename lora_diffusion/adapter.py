@@ -14,6 +14,7 @@ from .config import LoraConfig
 from .errors import AdapterFormatError, AdapterMismatchError, ConfigError
 
 MAX_NAME_LENGTH = 100
+COPY = "modules_to_save"  # what stands between a module's path and a tensor of its learned copy
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,7 @@ class Adapter:
     metadata: JSON values that travel with the file (who trained it, on what, the prompt …).
     foreign: other programs' metadata found in the file, untouched.
     notes: what the reader of the file had to assume, in words.
+    copies: whole modules that were learned beside (`modules_to_save`): {component: {module path: {name: tensor}}}.
     """
 
     components: dict[str, dict[str, LowRank]]
@@ -69,6 +71,7 @@ class Adapter:
     foreign: dict[str, str] = field(default_factory=dict)
     dialect: str | None = None
     notes: list[str] = field(default_factory=list)
+    copies: dict[str, dict[str, dict[str, torch.Tensor]]] = field(default_factory=dict)
 
     def layer_count(self) -> int:
         return sum(len(layers) for layers in self.components.values())
@@ -82,6 +85,9 @@ class Adapter:
                 tensors[f"{component}.{path}.lora_B"] = layer.b
                 if layer.magnitude is not None:
                     tensors[f"{component}.{path}.lora_magnitude_vector"] = layer.magnitude
+        for component, modules in self.copies.items():
+            for path, values in modules.items():
+                tensors.update({f"{component}.{path}.{COPY}.{name}": value for name, value in values.items()})
         return tensors
 
     def with_flat(self, tensors: Mapping[str, torch.Tensor]) -> Adapter:
@@ -107,7 +113,14 @@ class Adapter:
             }
             for component, layers in self.components.items()
         }
-        return dataclasses.replace(self, components=components)
+        copies = {
+            component: {
+                path: {name: tensors[f"{component}.{path}.{COPY}.{name}"] for name in values}
+                for path, values in modules.items()
+            }
+            for component, modules in self.copies.items()
+        }
+        return dataclasses.replace(self, components=components, copies=copies)
 
 
 def inferred_config(layers: Mapping[str, LowRank]) -> LoraConfig:

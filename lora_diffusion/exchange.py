@@ -13,14 +13,25 @@ import torch
 from torch import nn
 
 from .adapter import MAX_NAME_LENGTH, Adapter, LowRank, inferred_config
+from .checks import layers_without_effect
 from .components import BARE, components_of, resolve_path
 from .errors import AdapterMismatchError, ConfigError
 from .files import read_adapter, write_adapter
 from .hotswap import swap_in
 from .inject import get_adapter
 from .layers import LoraEmbedding, LoraFactors, layer_kind, why_not
-from .report import ComponentReport, LoadReport
-from .state import adapter_names, check_layers, check_new_name, holders, install, state_of
+from .layers.learned_copy import check_copyable, make_copy
+from .report import ComponentReport, LoadReport, SaveReport
+from .state import (
+    adapter_names,
+    check_layers,
+    check_new_name,
+    check_one_copy,
+    holders,
+    install,
+    refuse_copies,
+    state_of,
+)
 from .switch import check_weight
 from .targets import nearest_words, weighted_modules
 
@@ -57,7 +68,9 @@ def load_adapter(
     modules = components_of(target)
     if hotswap:
         name = name or "default"
-        holders(target, name)
+        refuse_copies(holders(target, name), name, "swapped in place")
+        if adapter.copies:
+            raise AdapterMismatchError("the adapter brings whole modules, which cannot be swapped in place")
     else:
         name = _free_name(target, origin) if name is None else name
         check_new_name(target, name)
@@ -76,8 +89,11 @@ def load_adapter(
         given = {c: {where: low_rank for where, (_, low_rank) in fitting.items()} for c, fitting in chosen.items()}
         swap_in(target, name, adapter, given)
         return report
-    for fitting in chosen.values():
+    copies = _copies(adapter, target, modules, dtype)
+    for component, fitting in chosen.items():
         check_layers(name, {where: layer for where, (layer, _) in fitting.items()})
+        state = state_of(modules[component])
+        check_one_copy(state, state.weights if state is not None else (), copies.get(component, {}))
     prepared = {
         component: {
             where: (layer, _part(layer, low_rank, dtype or torch.float32))
@@ -88,7 +104,8 @@ def load_adapter(
     for component, parts in prepared.items():
         layers = {where: low_rank for where, (_, low_rank) in chosen[component].items()}
         source = next(s for s in adapter.components if _component_for(s, adapter, target, modules) == component)
-        install(modules[component], name, adapter.configs.get(source) or inferred_config(layers), parts)
+        install(modules[component], name, adapter.configs.get(source) or inferred_config(layers), parts,
+                copies.get(component))  # fmt: skip
         state = state_of(modules[component])
         assert state is not None, "the adapter was installed just before"
         state.adapters[name].metadata = copy.deepcopy(adapter.metadata)
@@ -103,12 +120,43 @@ def save_adapter(
     name: str = "default",
     format: str = "diffusers",
     metadata: Mapping[str, Any] | None = None,
-) -> None:
+) -> SaveReport:
     """Write an adapter of the target to a file; see `write_adapter` for format, metadata and errors.
 
-    A diffusers pipeline loads the result with `load_lora_weights`. Raises ConfigError if there is no such adapter.
+    A diffusers pipeline loads the result with `load_lora_weights`. The report names layers that learned nothing.
+    Raises ConfigError if there is no such adapter.
     """
-    write_adapter(get_adapter(target, name), path, format, metadata)
+    adapter = get_adapter(target, name)
+    write_adapter(adapter, path, format, metadata)
+    return SaveReport(str(path), format, adapter.layer_count(), layers_without_effect(adapter))
+
+
+def _copies(
+    adapter: Adapter, target: Any, modules: Mapping[str, nn.Module], dtype: torch.dtype | None
+) -> dict[str, dict[str, tuple[nn.Module, nn.Module]]]:
+    """{component: {path in the model: (module, the adapter's copy of it)}}.
+
+    Raises AdapterMismatchError for a module that is not there or has other tensors: a whole module fits or does not.
+    """
+    found: dict[str, dict[str, tuple[nn.Module, nn.Module]]] = {}
+    for source, copies in adapter.copies.items():
+        component = _component_for(source, adapter, target, modules)
+        if component not in modules:
+            raise AdapterMismatchError(f"the adapter brings modules for {source}, which the target does not have")
+        available = dict(modules[component].named_modules())
+        for path, values in copies.items():
+            where = resolve_path(path, available)
+            if where is None:
+                raise AdapterMismatchError(f"{component}.{path}: {nearest_words(path, available)}")
+            check_copyable(where, available[where])
+            learned = make_copy(available[where]).requires_grad_(False)
+            try:
+                learned.load_state_dict(values)
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())[:200]
+                raise AdapterMismatchError(f"{component}.{path}: the adapter's copy does not fit ({reason})") from None
+            found.setdefault(component, {})[where] = (available[where], learned)
+    return found
 
 
 def _component_for(source: str, adapter: Adapter, target: Any, modules: Mapping[str, nn.Module]) -> str:

@@ -16,10 +16,12 @@ from .errors import AdapterFormatError, AdapterMismatchError, ConfigError
 from .initial import factors_of_weight, initial_factors
 from .layers import LoraEmbedding, LoraFactors, layer_kind
 from .layers.dora import row_norms
+from .layers.learned_copy import check_copyable, make_copy
 from .state import (
     adapter_names,
     check_layers,
     check_new_name,
+    check_one_copy,
     check_removable,
     freeze_base,
     holders,
@@ -30,7 +32,7 @@ from .state import (
     states,
     take_back,
 )
-from .targets import find_targets, nearest_words, unmatched_patterns
+from .targets import find_copies, find_targets, nearest_words, unmatched_patterns
 
 
 def add_adapter(
@@ -62,8 +64,13 @@ def add_adapter(
     modules = choose_components(target, configs)
     found = {component: find_targets(modules[component], cfg) for component, cfg in configs.items()}
     _check_patterns(configs, found)
-    for layers in found.values():
+    copied = {component: find_copies(modules[component], cfg) for component, cfg in configs.items()}
+    for component, layers in found.items():
         check_layers(name, layers)
+        for path, module in copied[component].items():
+            check_copyable(path, module)
+        state = state_of(modules[component])
+        check_one_copy(state, state.weights if state is not None else (), copied[component])
     parts = {}
     for component, layers in found.items():
         parts[component] = {
@@ -71,7 +78,8 @@ def add_adapter(
             for path, layer in layers.items()
         }
     for component, prepared in parts.items():
-        install(modules[component], name, configs[component], prepared)
+        copies = {path: (module, make_copy(module)) for path, module in copied[component].items()}
+        install(modules[component], name, configs[component], prepared, copies)
         freeze_base(modules[component])
         _activate(modules[component], name, 1.0)
     return {component: list(layers) for component, layers in found.items()}
@@ -85,6 +93,7 @@ def get_adapter(target: Any, name: str = "default") -> Adapter:
     components: dict[str, dict[str, LowRank]] = {}
     configs: dict[str, LoraConfig] = {}
     metadata: dict[str, Any] = {}
+    copies: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     for component, state in holders(target, name).items():
         installed = state.adapters[name]
         configs[component] = installed.config
@@ -92,7 +101,14 @@ def get_adapter(target: Any, name: str = "default") -> Adapter:
         components[component] = {
             canonical_path(component, path): _copied(layer.part(name)) for path, layer in installed.layers.items()
         }
-    return Adapter(components, configs, metadata)
+        if installed.copies:
+            copies[component] = {
+                canonical_path(component, path): {
+                    key: value.detach().to("cpu", copy=True) for key, value in module.learned(name).state_dict().items()
+                }
+                for path, module in installed.copies.items()
+            }
+    return Adapter(components, configs, metadata, copies=copies)
 
 
 def put_adapter(target: Any, tensors: Adapter | Mapping[str, torch.Tensor], name: str = "default") -> None:
@@ -124,17 +140,20 @@ def put_adapter(target: Any, tensors: Adapter | Mapping[str, torch.Tensor], name
         for path, layer in state.adapters[name].layers.items():
             source = given.components[component][canonical_path(component, path)]
             _fill(layer.part(name), source)
+        for path, module in state.adapters[name].copies.items():
+            module.learned(name).load_state_dict(given.copies[component][canonical_path(component, path)])
 
 
 def adapter_parameters(target: Any, name: str = "default") -> dict[str, list[nn.Parameter]]:
-    """{component: parameters of the adapter}, in a fixed order (A, B and DoRA's lengths of each layer): what an
-    optimizer should get."""
-    return {
-        component: [
-            parameter for layer in state.adapters[name].layers.values() for parameter in layer.part(name).parameters()
-        ]
-        for component, state in holders(target, name).items()
-    }
+    """{component: parameters of the adapter}, in a fixed order (A, B and DoRA's lengths of each layer, then those of
+    learned copies): what an optimizer should get."""
+    found = {}
+    for component, state in holders(target, name).items():
+        installed = state.adapters[name]
+        learned = [layer.part(name) for layer in installed.layers.values()]
+        learned += [module.learned(name) for module in installed.copies.values()]
+        found[component] = [parameter for module in learned for parameter in module.parameters()]
+    return found
 
 
 def delete_adapter(target: Any, name: str) -> None:

@@ -14,7 +14,7 @@ from .errors import AdapterMismatchError, ConfigError
 from .layers import layer_kind
 from .layers.dora import gain_over_base
 from .layers.quantised import is_quantised
-from .state import ComponentState, Merged, holders, state_of, states, take_back
+from .state import ComponentState, Merged, holders, refuse_copies, state_of, states, take_back
 
 LOSS_WORTH_SAYING = 0.01  # relative error of the update from which the report gives advice
 
@@ -112,6 +112,8 @@ def _chosen(target: Any, names: str | Iterable[str] | None) -> dict[str, dict[st
         before = state.merged.adapters if state.merged is not None else {}
         mine = list(state.weights) if wanted is None else [name for name in wanted if name in state.adapters]
         added = {name: state.weights.get(name, 1.0) for name in mine if name not in before}
+        for name in added:
+            refuse_copies({component: state}, name, "merged")
         if added:
             chosen[component] = {**before, **added}
     if not chosen:

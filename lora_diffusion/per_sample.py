@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .errors import ConfigError
-from .state import holders, refuse_merged, states
+from .state import holders, refuse_copies, refuse_merged, states
 
 
 @contextmanager
@@ -26,6 +26,7 @@ def adapters_per_sample(target: Any, names: Sequence[str | None]) -> Iterator[No
     for name in dict.fromkeys(row for row in rows if row is not None):
         found = holders(target, name)
         refuse_merged(found, name)
+        refuse_copies(found, name, "mixed in a batch")
         for state in found.values():
             _refuse_dora(name, state.adapters[name].layers, state)
     concerned = list(states(target).values())

@@ -1,4 +1,4 @@
-"""What came of loading an adapter: which layers, at what rank and strength, and what was left out."""
+"""What came of loading an adapter (which layers, at what rank and strength, what was left out) and of saving one."""
 
 from __future__ import annotations
 
@@ -60,6 +60,27 @@ class LoadReport:
                 lines.append(f"    left out {count}, such as {first}: {reason}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+@dataclass
+class SaveReport:
+    """The result of `save_adapter`; `str(report)` is for people.
+
+    layers: how many were written. without_effect: those of them, as "component.path", whose update is still zero.
+    """
+
+    path: str
+    format: str
+    layers: int
+    without_effect: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        line = f"{self.path} ({self.format}): {self.layers} layers"
+        idle = len(self.without_effect)
+        if not idle:
+            return line
+        which = "all of them" if idle == self.layers else f"{idle} of them, such as {self.without_effect[0]},"
+        return f"{line}; {which} learned nothing: their update is zero, and they do what the base does"
 
 
 def _values(counts: Counter[Any]) -> str:

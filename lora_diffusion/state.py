@@ -6,7 +6,7 @@ it is gone when the last adapter is. Switching and weighing walk its list of lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from .errors import ConfigError
 from .layers import AdaptedModule, LoraFactors, LoraLinear, attach, detach, layer_kind
 from .layers.group import InputGroup, find_groups
 from .layers.host import check_not_hooked
+from .layers.learned_copy import CopiedModule, add_copy, remove_copy
 from .layers.rows import RowPlan
 
 _ATTRIBUTE = "_lora_diffusion"
@@ -29,11 +30,13 @@ _ATTRIBUTE = "_lora_diffusion"
 class Installed:
     """One adapter as it sits in a component: its config, its layers by the model's own paths, free metadata.
 
+    copies: modules that it learns whole copies of, by path.
     gain: () float32, the adapter's weight where it acts and else 0; all its parts hold this one tensor.
     """
 
     config: LoraConfig
     layers: dict[str, Any]
+    copies: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     gain: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
@@ -60,6 +63,11 @@ class ComponentState:
             acting = {name: weight for name, weight in acting.items() if name not in self.merged.adapters}
         for name, installed in self.adapters.items():
             installed.gain.fill_(acting.get(name, 0.0))
+            for module in installed.copies.values():
+                if acting.get(name):
+                    module._acting = name
+                elif module._acting == name:
+                    module._acting = None
         for layer, names in self._carriers:
             layer.set_weights({name: acting.get(name) for name in names})
         self._plan_rows()
@@ -158,10 +166,21 @@ def check_layers(name: str, layers: Mapping[str, nn.Module]) -> None:
 
 
 def install(
-    component: nn.Module, name: str, config: LoraConfig, parts: Mapping[str, tuple[nn.Module, LoraFactors]]
+    component: nn.Module,
+    name: str,
+    config: LoraConfig,
+    parts: Mapping[str, tuple[nn.Module, LoraFactors]],
+    copies: Mapping[str, tuple[nn.Module, nn.Module]] | None = None,
 ) -> None:
-    """Put {path: (layer, part)} into a component as the adapter `name`, inactive. Check with `check_layers` before."""
-    installed = Installed(config, {path: layer for path, (layer, _) in parts.items()})
+    """Put {path: (layer, part)} and {path: (module, learned copy)} into a component as the adapter `name`, inactive.
+
+    Check with `check_layers` and `check_copyable` before.
+    """
+    copies = copies or {}
+    layers = {path: layer for path, (layer, _) in parts.items()}
+    installed = Installed(config, layers, {path: module for path, (module, _) in copies.items()})
+    for module, learned in copies.values():
+        add_copy(module, name, learned)
     for layer, part in parts.values():
         mixin = layer_kind(layer)
         assert mixin is not None, "install() is called with layers that layer_kind() accepted"
@@ -189,6 +208,27 @@ def refuse_merged(found: Mapping[str, ComponentState], name: str) -> None:
         raise ConfigError(f"adapter {name!r} is merged into the base weights: call unmerge_adapters first")
 
 
+def check_one_copy(state: ComponentState | None, names: Iterable[str], paths: Iterable[str] = ()) -> None:
+    """Raises ConfigError if two of the adapters `names`, and a new one with copies at `paths`, learned one module."""
+    owners = dict.fromkeys(paths, "the new one")
+    for name in names if state is not None else ():
+        assert state is not None, "asked in the line above"
+        for path in state.adapters[name].copies if name in state.adapters else ():
+            if path in owners:
+                raise ConfigError(
+                    f"adapter {name!r} and {owners[path]} both bring a module of their own for {path}: "
+                    "only one of them can act, choose with set_adapters"
+                )
+            owners[path] = repr(name)
+
+
+def refuse_copies(found: Mapping[str, ComponentState], name: str, what: str) -> None:
+    """Raises ConfigError if the adapter `name` brings whole modules, for which `what` means nothing."""
+    for state in found.values():
+        for path in state.adapters[name].copies:
+            raise ConfigError(f"adapter {name!r} brings a whole module of its own for {path}, which cannot be {what}")
+
+
 def check_removable(component: nn.Module, name: str) -> None:
     """Raises AdapterMismatchError if hooks hide the forward of a layer that would get its own class back."""
     for path, layer in component.__dict__[_ATTRIBUTE].adapters[name].layers.items():
@@ -203,6 +243,8 @@ def remove(component: nn.Module, name: str) -> None:
     """
     state = component.__dict__[_ATTRIBUTE]
     layers = state.adapters[name].layers
+    for module in state.adapters[name].copies.values():
+        remove_copy(module, name)
     for layer in layers.values():
         layer.remove_part(name)
         if not layer.part_names():
@@ -233,3 +275,6 @@ def _adapter_parameters(component: nn.Module) -> Iterator[nn.Parameter]:
         if isinstance(module, AdaptedModule):
             for part in module.all_parts():
                 yield from part.parameters()
+        elif isinstance(module, CopiedModule):
+            for name in module.copy_names():
+                yield from module.learned(name).parameters()

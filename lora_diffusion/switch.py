@@ -9,7 +9,7 @@ from typing import Any
 from .components import components_of
 from .config import is_number
 from .errors import ConfigError
-from .state import adapter_names, holders, refuse_merged, states
+from .state import adapter_names, check_one_copy, holders, refuse_merged, states
 
 Weight = float | Mapping[str, float]
 
@@ -31,6 +31,8 @@ def set_adapters(
         raise ConfigError(f"names={names}: each adapter once")
     for name in names:
         refuse_merged(holders(target, name), name)
+    for state in states(target).values():
+        check_one_copy(state, names)
     everywhere = {component: _weights_for(component, names, weights, target) for component in states(target)}
     for component, state in states(target).items():
         state.weights = {name: w for name, w in zip(names, everywhere[component]) if name in state.adapters}

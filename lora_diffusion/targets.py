@@ -44,6 +44,8 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
         head = _output_head(model)
         matched = {path: m for path, m in matched.items() if m is not head and _is_linear(m)}
     matched = {path: module for path, module in matched.items() if config.chooses_layer(path)}
+    whole = tuple(find_copies(model, config))
+    matched = {path: m for path, m in matched.items() if not f"{path}.".startswith(tuple(f"{w}." for w in whole))}
     refused = {path: why_not(module) for path, module in matched.items() if layer_kind(module) is None}
     usable = {path: module for path, module in matched.items() if path not in refused}
     if refused and not (preset and usable):
@@ -59,6 +61,26 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
             f"{nearest_words(config.target_modules, adaptable)}"
         )
     return usable
+
+
+def find_copies(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
+    """{path: module} of what `modules_to_save` names: whole paths or suffixes of one.
+
+    Raises AdapterMismatchError for a name that matches nothing, with the nearest names, and for modules that lie in
+    each other.
+    """
+    found: dict[str, nn.Module] = {}
+    paths = {path: module for path, module in model.named_modules() if path and ".adapter_" not in path}
+    for name in config.modules_to_save or ():
+        mine = {path: module for path, module in paths.items() if matches([name], path)}
+        if not mine:
+            raise AdapterMismatchError(f"modules_to_save: {name!r} matches nothing; {nearest_words(name, paths)}")
+        found.update(mine)
+    for path in found:
+        inside = next((other for other in found if other.startswith(f"{path}.")), None)
+        if inside is not None:
+            raise AdapterMismatchError(f"modules_to_save names {path} and {inside}, which is a part of it: name one")
+    return found
 
 
 def weighted_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -97,6 +97,8 @@ class Run:
             self._checkpoint(end.step, learner)
         self._check_finite(learner, end.step)
         adapter = self.saver.save_adapter(end.step)
+        if self.saver.report is not None and self.saver.report.without_effect:
+            folder.emit("warning", message=str(self.saver.report))
         self.saver.save_card(end.step, self.samples)
         mean = sum(self.losses[-50:]) / max(1, len(self.losses[-50:])) if self.losses else math.nan
         result = Result(

@@ -28,6 +28,7 @@ class Saver:
     def __init__(self, folder: RunFolder, config: DreamBoothConfig, pipe: Any) -> None:
         self.folder, self.config, self.pipe = folder, config, pipe
         self.fingerprint = ""
+        self.report: ld.SaveReport | None = None  # of the adapter that was written last
 
     def find_checkpoint(self) -> Path | None:
         """The checkpoint to resume from, or None to start from the beginning."""
@@ -130,7 +131,7 @@ class Saver:
             ) from problem
 
     def _write_adapter(self, path: Path, step: int) -> None:
-        ld.save_adapter(self.pipe, path, metadata=adapter_metadata(self.config, step))
+        self.report = ld.save_adapter(self.pipe, path, metadata=adapter_metadata(self.config, step))
 
 
 def adapter_metadata(config: DreamBoothConfig, step: int) -> dict[str, Any]:

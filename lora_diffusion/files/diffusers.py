@@ -6,6 +6,9 @@ Names are `<component>.<module path>.<factor>`. Three spellings of the factor ar
 
 DoRA's lengths are `<component>.<module path>.lora_magnitude_vector`, (out,), or (1, out, 1, 1) beside a convolution.
 
+Whole modules that were learned beside are `<component>.<module path>.modules_to_save.<tensor>`, an addition of ours:
+diffusers loads the rest of such a file and warns of these.
+
 There are no alpha tensors. Scales come from the JSON under `lora_adapter_metadata` (diffusers ≥ 0.34), with keys
 `<component>.<LoraConfig field>`; without it alpha equals the rank. Because tools drop that metadata, what is written
 has every scale multiplied into B, and says alpha = rank: losing the metadata changes nothing.
@@ -22,7 +25,7 @@ from typing import Any
 
 import torch
 
-from ..adapter import Adapter, LowRank, inferred_config
+from ..adapter import COPY, Adapter, LowRank, inferred_config
 from ..components import COMPONENTS, canonical_path
 from ..config import LoraConfig, is_number
 from ..errors import AdapterFormatError, ConfigError
@@ -40,6 +43,7 @@ _SPELLINGS = {
 }
 _MAGNITUDE = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 _NOT_BUILT = {".lora_B.bias": "a LoRA bias", ".lora_A.bias": "a LoRA bias"}
+_COPY = re.compile(rf"({'|'.join(COMPONENTS)})\.(.+?)\.{COPY}\.(.+)")
 _LITERAL = re.compile(r"\^?[\w.\\-]+\$?")
 
 
@@ -51,12 +55,15 @@ def read(file: TensorFile) -> Adapter:
     """Raises AdapterFormatError for names that are not understood (nothing is skipped) and for broken metadata."""
     halves: dict[str, Half] = {}
     magnitudes: dict[str, tuple[str, str]] = {}
+    copies: dict[str, tuple[str, str, str]] = {}
     for name in file.tensors:
-        half, lengths = _half(name), _magnitude(name)
+        half, lengths, copied = _half(name), _magnitude(name), _COPY.fullmatch(name)
         if half is not None:
             halves[name] = half
         elif lengths is not None:
             magnitudes[name] = lengths
+        elif copied is not None:
+            copies[name] = (copied[1], canonical_path(copied[1], copied[2]), copied[3])
         else:
             raise file.error(_why_unknown(name))
     described = _described(file)
@@ -71,7 +78,11 @@ def read(file: TensorFile) -> Adapter:
             reason = ascii(str(error))[1:-1][:200]  # it quotes the file: no control characters to the terminal
             notes.append(f"the file's own config of {component} was not understood, and inferred instead ({reason})")
     foreign = {key: value for key, value in file.metadata.items() if key not in (METADATA_KEY, OWN_KEY, "format")}
-    return Adapter(components, configs, own.get("metadata", {}), foreign, notes=notes)
+    values = file.read(list(copies)) if copies else {}
+    learned: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
+    for name, (component, path, tensor) in copies.items():
+        learned.setdefault(component, {}).setdefault(path, {})[tensor] = values[name]
+    return Adapter(components, configs, own.get("metadata", {}), foreign, notes=notes, copies=learned)
 
 
 def write(adapter: Adapter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -87,6 +98,9 @@ def write(adapter: Adapter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
                 wide = (1, -1, 1, 1) if layer.a.ndim == 4 else (-1,)
                 tensors[f"{key}.lora_magnitude_vector"] = layer.magnitude.view(wide)
         described.update({f"{component}.{field}": value for field, value in _minimal(component, layers).items()})
+    for component, modules in adapter.copies.items():
+        for path, values in modules.items():
+            tensors.update({f"{component}.{path}.{COPY}.{name}": value for name, value in values.items()})
     own = {
         "version": OWN_VERSION,
         "config": {component: config.to_dict() for component, config in adapter.configs.items()},

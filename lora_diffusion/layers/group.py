@@ -41,12 +41,14 @@ class InputGroup:
         self._ready: dict[int, torch.Tensor] = {}
         self._x: Any = None
         self._when: Any = None
+        self._alive: list[bool] = []
+        self._read: list[torch.Tensor] = []
 
     def take(self, layer: LoraLinear, x: torch.Tensor) -> torch.Tensor | None:
         """The output of `layer` on x, from what lies ready or by computing for all; None if that cannot be done."""
-        when = (torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type), _version(x))
         if self._ready:
-            if self._x() is x and self._when == when and (y := self._ready.pop(id(layer), None)) is not None:
+            fresh = self._alive and self._x() is x and self._when == self._now(x)
+            if fresh and (y := self._ready.pop(id(layer), None)) is not None:
                 return y
             self._ready = {}
         acting = self._acting
@@ -59,11 +61,18 @@ class InputGroup:
             return None
         members = [m.member() for m in acting]
         rows = [m.row_factors(x.shape[0]) for m in acting] if first._rows is not None else None
-        shared = Shared(first.dropout(), None if rows is None else torch.cat(rows, dim=1).to(x.device))
+        self._alive = [True]
+        shared = Shared(first.dropout(), None if rows is None else torch.cat(rows, dim=1).to(x.device), self._alive)
         outputs = dict(zip(map(id, acting), run_group(x, members, shared)))
         mine = outputs.pop(id(layer))
-        self._ready, self._x, self._when = outputs, weakref.ref(x), when
+        self._read = [t for m in members for t in (m.weight, *m.a, *m.b) if t is not None]
+        self._ready, self._x, self._when = outputs, weakref.ref(x), self._now(x)
         return mine
+
+    def _now(self, x: torch.Tensor) -> tuple[Any, ...]:
+        """Everything that has to be as it was for what lies ready to be right: modes, x, weights and factors."""
+        modes = (torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type), self.members[0].training)
+        return (*modes, _version(x), *[_version(t) for t in self._read])
 
     def __getstate__(self) -> dict[str, Any]:  # copies and pickles start with nothing ready
         return {"members": self.members}
@@ -111,4 +120,4 @@ def _version(x: torch.Tensor) -> int:
 def single(layer: LoraLinear, x: torch.Tensor, member: Member) -> torch.Tensor:
     """The output of one layer that shares its input with no other."""
     rows = None if layer._rows is None else layer.row_factors(x.shape[0]).to(x.device)
-    return run_group(x, [member], Shared(layer.dropout(), rows))[0]
+    return run_group(x, [member], Shared(layer.dropout(), rows, []))[0]

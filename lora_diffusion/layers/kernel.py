@@ -37,10 +37,12 @@ class Member(NamedTuple):
 
 class Shared(NamedTuple):
     """What holds for the whole group: dropout's probability (0 is none) and, for batches whose rows use different
-    adapters, `rows`, (batch, Σr): what multiplies each column of h in each row, in place of the factors."""
+    adapters, `rows`, (batch, Σr): what multiplies each column of h in each row, in place of the factors.
+    `alive` is emptied when backward has been through, after which outputs that nobody took are of no use."""
 
     dropout: float
     rows: Tensor | None
+    alive: list[bool]
 
 
 def run_group(x: Tensor, members: list[Member], shared: Shared) -> tuple[Tensor, ...]:
@@ -112,6 +114,7 @@ class _Group(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         x2, h, *kept = ctx.saved_tensors
+        ctx.shared.alive.clear()
         counts, shared, dtype = ctx.counts, ctx.shared, ctx.dtype
         members = _unflatten([(has_weight, False, n, f) for has_weight, _, n, f in counts], kept, base=False)
         needed = ctx.needs_input_grad

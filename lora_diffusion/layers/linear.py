@@ -63,7 +63,7 @@ class LoraLinear(AdaptedModule):
             return None
         if (part.dropout and self.training) or torch.is_autocast_enabled(x.device.type):
             return None
-        y = F.linear(x, weight, self._parameters["bias"])
+        y = F.linear(x, weight.t() if self.transposed else weight, self._parameters["bias"])
         h = F.linear(x, a)
         if y.ndim == 2:
             return y.addmm_(h, b.t(), alpha=factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,19 @@ def test_an_embedding_learns_through_a_first(tiny_pipeline: Any) -> None:
     ld.add_adapter(model, ld.LoraConfig(target_modules=["0"]))
     model(torch.arange(3)).square().sum().backward()
     assert ld.layers_without_gradient(model) == []
+
+
+def test_saving_says_what_learned_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = HalfUsed()
+    ld.add_adapter(model, ld.LoraConfig(target_modules=["a", "b"]))
+    report = ld.save_adapter(model, tmp_path / "a.safetensors")
+    assert "all of them learned nothing" in str(report)
+    ld.adapter_parameters(model)["model"][1].data.fill_(1.0)
+    report = ld.save_adapter(model, tmp_path / "a.safetensors")
+    assert report.without_effect == ["model.b"] and "1 of them, such as model.b" in str(report)
+    ld.adapter_parameters(model)["model"][3].data.fill_(1.0)
+    assert "nothing" not in str(ld.save_adapter(model, tmp_path / "a.safetensors"))
 
 
 def test_layers_that_learned_nothing() -> None:

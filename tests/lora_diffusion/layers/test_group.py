@@ -155,6 +155,33 @@ class TestAWrongGuess:
             ld.set_adapters(model, [])
             assert torch.equal(model.to_k(x), F.linear(x, model.to_k.weight, model.to_k.bias))
 
+    def test_factors_changed_between_the_calls(self) -> None:
+        torch.manual_seed(0)
+        model = adapted(Attention(6))
+        x = torch.randn(4, 6)
+        with torch.no_grad():
+            for change in (model.to_k.part("default").lora_A.mul_, model.to_v.weight.add_):
+                model.to_q(x)
+                change(2.0)
+                for layer in (model.to_k, model.to_v):
+                    torch.testing.assert_close(layer(x), self.reference(layer, x), rtol=1e-5, atol=1e-5)
+
+    def test_a_backward_between_the_calls(self) -> None:
+        torch.manual_seed(0)
+        model = adapted(Attention(6))
+        x = torch.randn(4, 6)
+        for layer in (model.to_q, model.to_k, model.to_v):
+            layer(x).sum().backward()
+        assert all(bool(p.grad.count_nonzero()) for p in ld.adapter_parameters(model)["model"])
+
+    def test_training_mode_changed_between_the_calls(self) -> None:
+        torch.manual_seed(0)
+        model = adapted(Attention(6), lora_dropout=0.5).train()
+        x = torch.randn(4, 6)
+        model.to_q(x)
+        model.eval()
+        torch.testing.assert_close(model.to_k(x), self.reference(model.to_k, x), rtol=1e-5, atol=1e-5)
+
     def test_a_hook_that_replaces_the_input_of_one(self) -> None:
         torch.manual_seed(0)
         model = adapted(Attention(6))

@@ -63,6 +63,18 @@ def test_conv1d(same_as_peft: Same) -> None:
     same_as_peft(model, torch.randn(2, 3, 5), r=3, target_modules=["0", "2"], fan_in_fan_out=True)
 
 
+@pytest.mark.parametrize("sizes", [(12, 5), (6, 6)])
+def test_conv1d_without_gradients(sizes: tuple[int, int]) -> None:
+    """The quick way of sampling reads the weight the right way round, square ones too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Conv1D(*sizes))
+    ld.add_adapter(model, ld.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+    x = torch.randn(3, sizes[1])
+    wanted = model(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_patterns(same_as_peft: Same) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
