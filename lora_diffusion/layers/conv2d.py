@@ -17,6 +17,8 @@ class LoraConv2d(AdaptedModule):
     can be merged; PEFT's A that sees all channels, (r, in, kh, kw), is taken too, and cannot be.
     """
 
+    channels = 1
+
     @staticmethod
     def shapes(module: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         groups = module.groups
@@ -42,18 +44,23 @@ class LoraConv2d(AdaptedModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling() and self._rows is None:
-            return compose_all(self, x, super().forward(x), self._product, self._base, 1)
+            return compose_all(self, x, super().forward(x))
         if not self._active and self._rows is None:
             return super().forward(x)
-        return compose(self, x, super().forward(x), self._product, self._base, 1)
+        return compose(self, x, super().forward(x))
 
-    def _product(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-        h = self._convolve(x, a, 1 if a.shape[1] == self.in_channels else self.groups)
-        if rows is not None:
-            h = h * rows.to(h.dtype)[:, :, None, None]
-        return F.conv2d(h, b.to(h.dtype), groups=self.groups)
+    def low(self, x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        return self._convolve(x, a, 1 if a.shape[1] == self.in_channels else self.groups)
 
-    def _base(self, x: torch.Tensor) -> torch.Tensor:
+    def up(self, h: torch.Tensor, b: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
+        b = b.to(h.dtype)
+        if onto is None or self.groups > 1 or onto.dtype != h.dtype or not onto.is_contiguous():
+            term = F.conv2d(h, b, groups=self.groups)
+            return term if onto is None else onto + term.to(onto.dtype)
+        n = onto.shape[0]  # a 1×1 convolution is a product, which can add to what is there
+        return torch.baddbmm(onto.flatten(2), b.flatten(1).expand(n, -1, -1), h.flatten(2)).view(onto.shape)
+
+    def base(self, x: torch.Tensor) -> torch.Tensor:
         return self._convolve(x, self.weight, self.groups)
 
     def _convolve(self, x: torch.Tensor, kernel: torch.Tensor, groups: int) -> torch.Tensor:

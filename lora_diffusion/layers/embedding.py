@@ -24,14 +24,14 @@ class LoraEmbedding(AdaptedModule):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling() and self._rows is None:
-            return compose_all(self, ids, super().forward(ids), self._product)
+            return compose_all(self, ids, super().forward(ids))
         if not self._active and self._rows is None:
             return super().forward(ids)
-        return compose(self, ids, super().forward(ids), self._product)
+        return compose(self, ids, super().forward(ids))
 
-    def _product(self, ids: torch.Tensor, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-        h = F.embedding(ids, a.t(), self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse)
-        if rows is not None:
-            h = h * rows.to(h.dtype).view(rows.shape[0], *[1] * (h.ndim - 2), -1)
-        scale = getattr(self, "embed_scale", 1.0)  # Gemma multiplies what it reads from the table
-        return F.linear(h, b) * scale
+    def low(self, x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        return F.embedding(x, a.t(), self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse)
+
+    def up(self, h: torch.Tensor, b: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
+        term = F.linear(h, b.to(h.dtype)) * getattr(self, "embed_scale", 1.0)  # Gemma multiplies what it reads
+        return term if onto is None else onto + term.to(onto.dtype)

@@ -36,6 +36,7 @@ class AdaptedModule(nn.Module):
     _rows: RowPlan | None
     _plain: bool
     transposed = False  # whether the module stores its weight as (in, out)
+    channels = -1  # the dimension of an output that counts the layer's outputs
 
     @staticmethod
     def shapes(module: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -64,6 +65,18 @@ class AdaptedModule(nn.Module):
     def delta(module: nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """B · A in the shape and dtype of `matrix`; computed in the dtype of the factors."""
         return (b.flatten(1) @ a.flatten(1)).view(b.shape[0], *a.shape[1:])
+
+    def low(self, x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        """A·x, with r channels, in x's dtype."""
+        raise NotImplementedError
+
+    def up(self, h: torch.Tensor, b: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
+        """B·h, added to `onto` where that is given."""
+        raise NotImplementedError
+
+    def base(self, x: torch.Tensor) -> torch.Tensor:
+        """W·x without bias, for DoRA."""
+        raise NotImplementedError
 
     def part(self, name: str) -> LoraFactors:
         part = self._modules[_PREFIX + name]

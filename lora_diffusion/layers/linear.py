@@ -35,9 +35,7 @@ class LoraLinear(AdaptedModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():
-            if self._rows is not None:
-                return compose(self, x, super().forward(x), self._product, self._base)
-            return compose_all(self, x, super().forward(x), self._product, self._base)
+            return (compose_all if self._rows is None else compose)(self, x, super().forward(x))
         if not self._active and self._rows is None:
             return super().forward(x)
         if len(self._active) == 1 and not torch.is_grad_enabled() and self._group is None:
@@ -47,7 +45,7 @@ class LoraLinear(AdaptedModule):
         if self._group is not None and (y := self._group.take(self, x)) is not None:
             return y
         if not self.shares_input():  # DoRA, or dropouts that differ
-            return compose(self, x, super().forward(x), self._product, self._base)
+            return compose(self, x, super().forward(x))
         if self.is_plain_on(x):
             return single(self, x, self.member())
         return single(self, x, self.member(super().forward(x)))
@@ -103,12 +101,15 @@ class LoraLinear(AdaptedModule):
         """The weight as (out, in)."""
         return self._parameters["weight"]
 
-    @staticmethod
-    def _product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-        h = F.linear(x, a.to(x.dtype))
-        if rows is not None:
-            h = h * rows.to(h.dtype).view(rows.shape[0], *[1] * (h.ndim - 2), -1)
-        return F.linear(h, b.to(h.dtype))
+    def low(self, x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, a.to(x.dtype))
 
-    def _base(self, x: torch.Tensor) -> torch.Tensor:
+    def up(self, h: torch.Tensor, b: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
+        b = b.to(h.dtype)
+        if onto is None or onto.dtype != h.dtype:
+            term = F.linear(h, b)
+            return term if onto is None else onto + term.to(onto.dtype)
+        return torch.addmm(onto.reshape(-1, onto.shape[-1]), h.reshape(-1, h.shape[-1]), b.t()).view(onto.shape)
+
+    def base(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.matrix(self).to(x.dtype))
