@@ -26,7 +26,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .adapter import Adapter, LowRank
-    from .arithmetic import combine, extract, resize
+    from .arithmetic import Derived, combine, extract, resize
     from .checks import layers_without_effect, layers_without_gradient
     from .config import LoraConfig
     from .exchange import load_adapter, save_adapter
@@ -54,6 +54,7 @@ _LAZY = {
     "SaveReport": "report",
     "MergeReport": "merge",
     "adapters_per_sample": "per_sample",
+    "Derived": "arithmetic",
     "combine": "arithmetic",
     "extract": "arithmetic",
     "resize": "arithmetic",
@@ -84,6 +85,7 @@ __all__ = [
     "AdapterMismatchError",
     "ConfigError",
     "DatasetError",
+    "Derived",
     "LoadReport",
     "LoraConfig",
     "LoraDiffusionError",

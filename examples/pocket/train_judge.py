@@ -10,7 +10,6 @@ autoencoder, or it would be worthless on decoded pictures.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import math
 import time

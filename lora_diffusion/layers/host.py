@@ -32,6 +32,7 @@ class AdaptedModule(nn.Module):
 
     _weights: dict[str, float]
     _active: tuple[tuple[LoraFactors, float], ...]
+    _lone: tuple[LoraFactors, dict[str, Any], float] | None  # the one that acts, its parameters, its factor
     _group: InputGroup | None
     _rows: RowPlan | None
     _plain: bool
@@ -103,6 +104,11 @@ class AdaptedModule(nn.Module):
                 self._weights[name] = weight
         parts = [(self.part(name), value) for name, value in self._weights.items() if value != 0.0]
         self._active = tuple([(part, part.scale * value) for part, value in parts])
+        self._lone = None
+        if len(parts) == 1 and self._plain:
+            part, value = parts[0]
+            if part.lora_magnitude_vector is None and part.anchor_A is None:
+                self._lone = part, part._parameters, part.scale * value
         if self._group is not None:
             self._group.forget()
 
@@ -149,6 +155,7 @@ def attach(module: nn.Module, mixin: type[AdaptedModule]) -> None:
         module.__class__ = host_class(mixin, type(module))
         module._weights = {}
         module._active = ()
+        module._lone = None
         module._group = None
         module._rows = None
         module._plain = mixin.is_plain(base_class(module))
@@ -158,7 +165,7 @@ def detach(module: nn.Module) -> None:
     """Give `module` its own class back. All adapters must have been removed."""
     if isinstance(module, AdaptedModule):
         module.__class__ = base_class(module)
-        del module._weights, module._active, module._group, module._rows, module._plain
+        del module._weights, module._active, module._lone, module._group, module._rows, module._plain
 
 
 def check_not_hooked(path: str, module: nn.Module) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .composed import compose, compose_all
+from .factors import LoraFactors
 from .group import single
 from .host import AdaptedModule
 from .kernel import Member, compute_dtype
@@ -36,12 +39,12 @@ class LoraLinear(AdaptedModule):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():
             return (compose_all if self._rows is None else compose)(self, x, super().forward(x))
-        if not self._active and self._rows is None:
-            return super().forward(x)
-        if len(self._active) == 1 and not torch.is_grad_enabled() and self._group is None:
-            y = self._quick(x)
+        if self._lone is not None and self._rows is None and not torch.is_grad_enabled():
+            y = self._quick(x, *self._lone)
             if y is not None:
                 return y
+        if not self._active and self._rows is None:
+            return super().forward(x)
         if self._group is not None and (y := self._group.take(self, x)) is not None:
             return y
         if not self.shares_input():  # DoRA, or dropouts that differ
@@ -50,22 +53,20 @@ class LoraLinear(AdaptedModule):
             return single(self, x, self.member())
         return single(self, x, self.member(super().forward(x)))
 
-    def _quick(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The commonest case, one adapter and no gradient, with as little around the three products as possible."""
-        ((part, factor),) = self._active
-        own = part._parameters
-        a, b, weight = own["lora_A"], own["lora_B"], self._parameters["weight"]
-        if self._rows is not None or len(own) > 3 or not self._plain or a.dtype != x.dtype or weight.dtype != x.dtype:
+    def _quick(self, x: torch.Tensor, part: LoraFactors, own: dict[str, Any], factor: float) -> torch.Tensor | None:
+        """The commonest case, one adapter and no gradient, with as little around the three products as possible; None
+        where it is not that simple. Sharing x with other layers gains less than it costs here."""
+        a, mine = own["lora_A"], self._parameters
+        weight: Any = mine["weight"]
+        if a.dtype is not x.dtype or weight.dtype is not x.dtype or (part.dropout and self.training):
             return None
-        if own["lora_magnitude_vector"] is not None or part.anchor_A is not None or type(weight) is not nn.Parameter:
+        if type(weight) is not nn.Parameter or torch.is_autocast_enabled(x.device.type):
             return None
-        if (part.dropout and self.training) or torch.is_autocast_enabled(x.device.type):
-            return None
-        y = F.linear(x, weight.t() if self.transposed else weight, self._parameters["bias"])
+        y = F.linear(x, weight.t() if self.transposed else weight, mine["bias"])
         h = F.linear(x, a)
         if y.ndim == 2:
-            return y.addmm_(h, b.t(), alpha=factor)
-        y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), b.t(), alpha=factor)
+            return y.addmm_(h, own["lora_B"].t(), alpha=factor)
+        y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), own["lora_B"].t(), alpha=factor)
         return y
 
     def shares_input(self) -> bool:
