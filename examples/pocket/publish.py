@@ -28,6 +28,10 @@ def publish_model(work: Path, folder: Path) -> int:
     pipe.save_pretrained(folder)
     for name in ("vocab.json", "merges.txt"):  # for readers that want CLIP's two files rather than tokenizer.json
         shutil.copy(work / "tokenizer" / name, folder / "tokenizer" / name)
+    for part in ("unet", "vae"):  # where the weights lay while they were trained is nobody's business
+        config = folder / part / "config.json"
+        facts = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+        config.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     # transformers takes the precision of a model from its config: without this line the text encoder alone would load
     # in fp16 where nobody asked for it.
     config = folder / "text_encoder" / "config.json"

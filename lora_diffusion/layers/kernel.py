@@ -118,7 +118,7 @@ class _Group(torch.autograd.Function):
         ctx.shared.alive.clear()
         counts, shared, dtype = ctx.counts, ctx.shared, ctx.dtype
         members = _unflatten([(has_weight, False, n, f) for has_weight, _, n, f in counts], kept, base=False)
-        needed = ctx.needs_input_grad
+        needed, learns = ctx.needs_input_grad, any(ctx.needs_input_grad[5:])
         dh = torch.zeros_like(h) if any(g is None for g in grads) else torch.empty_like(h)
         dx: Tensor | None = None
         db: list[list[Tensor | None]] = []
@@ -136,7 +136,7 @@ class _Group(torch.autograd.Function):
                 dx = dy @ w if dx is None else dx.addmm_(dy, w)
             if width:
                 dh[span].addmm_(_factored(m, shared, dtype).t(), dy.t(), beta=0, alpha=_alpha(m, shared))
-                db.append(_grad_b(dy, h[span], m, shared))
+                db.append(_grad_b(dy, h[span], m, shared) if learns else [None] * len(m.b))
             else:
                 db.append([])
         if shared.rows is not None:
@@ -149,11 +149,13 @@ class _Group(torch.autograd.Function):
                 dx = back if dx is None else dx.add_(back)
             else:
                 dx = dh.t() @ stacked if dx is None else dx.addmm_(dh.t(), stacked)
-        da = dh @ (x2 if mask is None else x2 * mask)
+        da = dh @ (x2 if mask is None else x2 * mask) if learns else None
         return _grads(ctx, grads, members, dx, da, db)
 
 
-def _grads(ctx: Any, grads: Any, members: list[Member], dx: Tensor | None, da: Tensor, db: Any) -> tuple[Any, ...]:
+def _grads(
+    ctx: Any, grads: Any, members: list[Member], dx: Tensor | None, da: Tensor | None, db: Any
+) -> tuple[Any, ...]:
     """Backward's answer in the order of forward's arguments."""
     out: list[Tensor | None] = []
     start = 0
@@ -162,8 +164,7 @@ def _grads(ctx: Any, grads: Any, members: list[Member], dx: Tensor | None, da: T
         if not has_weight:
             out.append(grad)
         for a in m.a:
-            rows = da[start : start + a.shape[0]]
-            out.append(None if grad is None else rows.to(a.dtype))
+            out.append(None if grad is None or da is None else da[start : start + a.shape[0]].to(a.dtype))
             start += a.shape[0]
         out += own
     back = None if dx is None else dx.view(ctx.x_shape).to(ctx.x_dtype)
