@@ -54,11 +54,17 @@ class LoraConv2d(AdaptedModule):
 
     def up(self, h: torch.Tensor, b: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
         b = b.to(h.dtype)
-        if onto is None or self.groups > 1 or onto.dtype != h.dtype or not onto.is_contiguous():
-            term = F.conv2d(h, b, groups=self.groups)
-            return term if onto is None else onto + term.to(onto.dtype)
-        n = onto.shape[0]  # a 1×1 convolution is a product, which can add to what is there
-        return torch.baddbmm(onto.flatten(2), b.flatten(1).expand(n, -1, -1), h.flatten(2)).view(onto.shape)
+        plain = onto is not None and self.groups == 1 and onto.dtype == h.dtype
+        if onto is not None and plain and onto.is_contiguous():
+            # A 1×1 convolution is a product, which can add to what is there.
+            b = b.flatten(1).expand(onto.shape[0], -1, -1)
+            return torch.baddbmm(onto.flatten(2), b, h.flatten(2)).view(onto.shape)
+        if onto is not None and plain and onto.is_contiguous(memory_format=torch.channels_last):
+            rows, low = (t.permute(0, 2, 3, 1).reshape(-1, t.shape[1]) for t in (onto, h))
+            n, out, high, wide = onto.shape
+            return torch.addmm(rows, low, b.flatten(1).t()).view(n, high, wide, out).permute(0, 3, 1, 2)
+        term = F.conv2d(h, b, groups=self.groups)
+        return term if onto is None else onto + term.to(onto.dtype)
 
     def base(self, x: torch.Tensor) -> torch.Tensor:
         return self._convolve(x, self.weight, self.groups)

@@ -160,7 +160,7 @@ def _grads(
     out: list[Tensor | None] = []
     start = 0
     for (has_weight, has_bias, _, _), m, grad, own in zip(ctx.counts, members, grads, db):
-        out += [None] * (has_weight + has_bias)  # a base layer that learns goes another way, see `needs_autograd`
+        out += [None] * (has_weight + has_bias)  # a base layer that learns goes another way: `LoraLinear.is_plain_on`
         if not has_weight:
             out.append(grad)
         for a in m.a:

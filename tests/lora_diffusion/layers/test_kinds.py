@@ -50,6 +50,21 @@ def test_conv2d(
     same_as_peft(model, torch.randn(2, n, 6, 6), r=r, target_modules=["0"], use_dora=dora, tolerance=1e-4)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_conv2d_in_either_layout(layout: torch.memory_format, kernel: int) -> None:
+    """The same numbers, in the layout of the base's output."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, kernel, padding=kernel // 2)).to(memory_format=layout)
+    x = torch.randn(2, 4, 5, 7).contiguous(memory_format=layout)
+    base = model(x)
+    ld.add_adapter(model, ld.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+    got = model(x)
+    assert got.stride() == base.stride()
+    ld.merge_adapters(model)
+    torch.testing.assert_close(model(x), got, rtol=1e-5, atol=1e-5)
+
+
 def test_embedding(same_as_peft: Same) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(11, 6, padding_idx=0), nn.Linear(6, 4))
