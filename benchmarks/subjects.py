@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--subjects", nargs="+", default=subject_names())
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each subject")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the first training")
     parser.add_argument("--pictures", type=int, default=5, help="seeds of pictures for each prompt")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change the recipe, to try things")
     parser.add_argument("--save", type=Path, help="folder for the comparison pictures")
@@ -36,7 +37,7 @@ def main() -> None:
     rows = []
     for name in args.subjects:
         subject = load_subject(name)
-        for seed in range(args.seeds):
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 config = recipe(subject, folder, seed=seed, max_train_steps=steps)
                 config = replace(config, **{k: json.loads(v) for k, v in (pair.split("=", 1) for pair in args.set)})

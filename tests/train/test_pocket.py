@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import lora_diffusion as ld
+from train.demo import recipe
 from train.judge import Judge, pocket_judge
 from train.likeness import following, gap_closed, scale
 from train.models import load_pipeline
@@ -71,7 +72,8 @@ def test_pictures_with_an_adapter_are_those_of_load_lora_weights(tmp_path):
     for each in (ours, theirs):
         each.set_progress_bar_config(disable=True)
     torch.manual_seed(0)
-    config = ld.LoraConfig(r=4, lora_alpha=6, init_lora_weights=False)
+    targets = recipe(load_subject("zorp"), "", seed=0, max_train_steps=1).target_modules.split(",")
+    config = ld.LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, target_modules=targets)
     base = draw(ours)
     ld.add_adapter(ours, config, components=["unet", "text_encoder"])
     ld.save_adapter(ours, tmp_path / "adapter.safetensors")
