@@ -45,7 +45,7 @@ def recipe(subject: Subject, output_dir: str, *, seed: int, max_train_steps: int
         # Attention alone is not enough here: pocket's attention is at 8×8 and 4×4, and a face is drawn at 16×16.
         target_modules="to_q,to_k,to_v,to_out.0,q_proj,k_proj,v_proj,out_proj,conv1,conv2",
         rank=16,
-        learning_rate=2.5e-3,
+        learning_rate=2e-3,
         text_encoder_lr=3e-4,  # more, and the backgrounds of the photos come along
         lr_scheduler="cosine",
         lr_warmup_steps=min(10, max_train_steps),

@@ -15,4 +15,4 @@ class DemoConfig:
     subject: str = setting("zorp", "which of the shipped subjects to learn", metavar="NAME")
     seed: int = setting(0, "seed of the training; pictures have the seeds 0, 1, 2, …", minimum=0)
     num_seeds: int = setting(5, "pictures of each prompt that are judged", minimum=1, maximum=50)
-    max_train_steps: int = setting(700, "optimizer steps", minimum=1)
+    max_train_steps: int = setting(600, "optimizer steps", minimum=1)

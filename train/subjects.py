@@ -51,8 +51,8 @@ class Subject:
         return [Image.open(p).convert("RGB") for p in sorted(self.photos_dir.glob("*.png"))]
 
     def sheet(self, role: str) -> list[Image.Image]:
-        """`true` (itself elsewhere), `one_wrong` (one attribute changed), `half_formed` (its colours, with parts that are
-        another's or smeared) or `random` (others of its class)."""
+        """`true` (itself elsewhere), `one_wrong` (one attribute changed), `half_formed` (its colours, with parts that
+        are another's or smeared) or `random` (others of its class)."""
         strip = Image.open(self.folder / f"{role}.png").convert("RGB")
         return [strip.crop((x, 0, x + SIDE, SIDE)) for x in range(0, strip.width, SIDE)]
 
