@@ -12,6 +12,7 @@ import torch
 
 from .config import LoraConfig
 from .errors import AdapterFormatError, AdapterMismatchError, ConfigError
+from .structured import Structured
 
 MAX_NAME_LENGTH = 100
 COPY = "modules_to_save"  # what stands between a module's path and a tensor of its learned copy
@@ -52,6 +53,21 @@ class LowRank:
         return self.scale * blocks.view(b.shape[0], *a.shape[1:])
 
 
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Virtual tokens of a language model, as PEFT's prompt methods save them.
+
+    kind: PEFT's peft_type: "PROMPT_TUNING", "P_TUNING" or "PREFIX_TUNING".
+    embeddings: (tokens, dim), what stands in front of the input; for prefix tuning (tokens, layers · 2 · width), the
+        keys and values in front of every layer's.
+    fields: the other fields of its config, JSON values under PEFT's names.
+    """
+
+    kind: str
+    embeddings: torch.Tensor
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass
 class Adapter:
     """Named low-rank tensors per component of a pipeline, with their configs.
@@ -62,6 +78,10 @@ class Adapter:
     metadata: JSON values that travel with the file (who trained it, on what, the prompt …).
     foreign: other programs' metadata found in the file, untouched.
     notes: what the reader of the file had to assume, in words.
+    intact: whether the tensors are those of the hash that the file carries; None where it carries none.
+    structured: layers whose update is no plain product (LoHa, LoKr, …), as they came; see `lowering.lowered`.
+    tokens: learned words, textual inversion's: {"<s1>": {"text_encoder": (vectors, dim)}}.
+    prompts: virtual tokens of a language model, {"model": Prompt}.
     copies: whole modules that were learned beside (`modules_to_save`): {component: {module path: {name: tensor}}}.
     """
 
@@ -72,9 +92,16 @@ class Adapter:
     dialect: str | None = None
     notes: list[str] = field(default_factory=list)
     copies: dict[str, dict[str, dict[str, torch.Tensor]]] = field(default_factory=dict)
+    structured: dict[str, dict[str, Structured]] = field(default_factory=dict)
+    tokens: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    prompts: dict[str, Prompt] = field(default_factory=dict)
+    intact: bool | None = None
+
+    def is_empty(self) -> bool:
+        return not (any(self.components.values()) or any(self.structured.values()) or self.tokens or self.prompts)
 
     def layer_count(self) -> int:
-        return sum(len(layers) for layers in self.components.values())
+        return sum(len(layers) for kind in (self.components, self.structured) for layers in kind.values())
 
     def flat(self) -> dict[str, torch.Tensor]:
         """{"unet.mid_block.….to_q.lora_A": A, …}: the bare factors, scale apart, as a checkpoint wants them."""

@@ -27,15 +27,13 @@ import torch
 
 from ..adapter import COPY, Adapter, LowRank, inferred_config
 from ..components import COMPONENTS, canonical_path
-from ..config import LoraConfig, is_number
-from ..errors import AdapterFormatError, ConfigError
+from ..config import is_number
 from .pairs import Half, read_pairs
-from .safetensors_file import TensorFile
+from .source import Source
 
 NAME = "diffusers"
 METADATA_KEY = "lora_adapter_metadata"
-OWN_KEY = "lora_diffusion"  # ours: {"version", "config": {component: LoraConfig fields}, "metadata": the caller's}
-OWN_VERSION = 1
+METADATA_KEYS = (METADATA_KEY,)
 
 _SPELLINGS = {
     "a": (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight"),
@@ -47,11 +45,11 @@ _COPY = re.compile(rf"({'|'.join(COMPONENTS)})\.(.+?)\.{COPY}\.(.+)")
 _LITERAL = re.compile(r"\^?[\w.\\-]+\$?")
 
 
-def recognise(file: TensorFile) -> bool:
+def recognise(file: Source) -> bool:
     return any(_half(name) is not None for name in file.tensors)
 
 
-def read(file: TensorFile) -> Adapter:
+def read(file: Source) -> Adapter:
     """Raises AdapterFormatError for names that are not understood (nothing is skipped) and for broken metadata."""
     halves: dict[str, Half] = {}
     magnitudes: dict[str, tuple[str, str]] = {}
@@ -69,20 +67,12 @@ def read(file: TensorFile) -> Adapter:
     described = _described(file)
     components = read_pairs(file, halves, lambda component, path, rank: _scale(file, described, component, path, rank))
     _add_magnitudes(file, described, components, magnitudes)
-    own, notes = _own(file)
     configs = {component: inferred_config(layers) for component, layers in components.items()}
-    for component, values in own.get("config", {}).items():
-        try:
-            configs.update({component: LoraConfig.from_dict(values)} if component in configs else {})
-        except (ConfigError, TypeError) as error:
-            reason = ascii(str(error))[1:-1][:200]  # it quotes the file: no control characters to the terminal
-            notes.append(f"the file's own config of {component} was not understood, and inferred instead ({reason})")
-    foreign = {key: value for key, value in file.metadata.items() if key not in (METADATA_KEY, OWN_KEY, "format")}
     values = file.read(list(copies)) if copies else {}
     learned: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     for name, (component, path, tensor) in copies.items():
         learned.setdefault(component, {}).setdefault(path, {})[tensor] = values[name]
-    return Adapter(components, configs, own.get("metadata", {}), foreign, notes=notes, copies=learned)
+    return Adapter(components, configs, copies=learned)
 
 
 def write(adapter: Adapter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -101,18 +91,7 @@ def write(adapter: Adapter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     for component, modules in adapter.copies.items():
         for path, values in modules.items():
             tensors.update({f"{component}.{path}.{COPY}.{name}": value for name, value in values.items()})
-    own = {
-        "version": OWN_VERSION,
-        "config": {component: config.to_dict() for component, config in adapter.configs.items()},
-        "metadata": adapter.metadata,
-    }
-    strings = {
-        **adapter.foreign,
-        "format": "pt",
-        METADATA_KEY: json.dumps(described, sort_keys=True),
-        OWN_KEY: _json(own),
-    }
-    return tensors, strings
+    return tensors, {"format": "pt", METADATA_KEY: json.dumps(described, sort_keys=True)}
 
 
 def _half(name: str) -> Half | None:
@@ -137,7 +116,7 @@ def _magnitude(name: str) -> tuple[str, str] | None:
 
 
 def _add_magnitudes(
-    file: TensorFile,
+    file: Source,
     described: Mapping[str, Any],
     components: dict[str, dict[str, LowRank]],
     magnitudes: Mapping[str, tuple[str, str]],
@@ -192,14 +171,14 @@ def _minimal(component: str, layers: Mapping[str, LowRank]) -> dict[str, Any]:
     return {**fields, "use_dora": True} if any(layer.magnitude is not None for layer in layers.values()) else fields
 
 
-def _described(file: TensorFile) -> dict[str, Any]:
+def _described(file: Source) -> dict[str, Any]:
     """The parsed `lora_adapter_metadata`, or {}."""
     if METADATA_KEY not in file.metadata:
         return {}
     return _parsed(file, METADATA_KEY)
 
 
-def _scale(file: TensorFile, described: Mapping[str, Any], component: str, path: str, rank: int) -> float:
+def _scale(file: Source, described: Mapping[str, Any], component: str, path: str, rank: int) -> float:
     """alpha / rank, or alpha / √rank, with alpha from the metadata's pattern or default, else the rank."""
     alpha = described.get(f"{component}.lora_alpha", rank)
     patterns = described.get(f"{component}.alpha_pattern") or {}
@@ -217,20 +196,7 @@ def _scale(file: TensorFile, described: Mapping[str, Any], component: str, path:
     return alpha / math.sqrt(rank) if described.get(f"{component}.use_rslora") is True else alpha / rank
 
 
-def _own(file: TensorFile) -> tuple[dict[str, Any], list[str]]:
-    """Our own metadata, which only describes: what is not understood becomes a note, not an error."""
-    if OWN_KEY not in file.metadata:
-        return {}, []
-    try:
-        value = _parsed(file, OWN_KEY)
-    except AdapterFormatError as error:
-        return {}, [f"the file's own description was not understood ({error})"]
-    kept = {key: value[key] for key in ("config", "metadata") if isinstance(value.get(key), dict)}
-    notes = [] if value.get("version") == OWN_VERSION else [f"written in version {str(value.get('version'))[:20]!r}"]
-    return kept, notes
-
-
-def _parsed(file: TensorFile, key: str) -> dict[str, Any]:
+def _parsed(file: Source, key: str) -> dict[str, Any]:
     try:
         value = json.loads(file.metadata[key])
     except (ValueError, RecursionError):
@@ -238,12 +204,3 @@ def _parsed(file: TensorFile, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise file.error(f"has metadata {key!r} that is not a table")
     return value
-
-
-def _json(value: Any) -> str:
-    try:
-        return json.dumps(value, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"metadata: only finite numbers, strings, lists and dicts can go into a file ({error})"
-        ) from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..adapter import LowRank
 from ..config import MAX_RANK
-from .safetensors_file import TensorFile
+from .source import Source
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Half:
 
 
 def read_pairs(
-    file: TensorFile, halves: Mapping[str, Half], scale: Callable[[str, str, int], float]
+    file: Source, halves: Mapping[str, Half], scale: Callable[[str, str, int], float]
 ) -> dict[str, dict[str, LowRank]]:
     """{component: {path: LowRank}} from {tensor name: Half}; shapes are checked before anything is read.
 
@@ -47,7 +47,7 @@ def read_pairs(
     return components
 
 
-def _check_shapes(file: TensorFile, where: str, slot: Mapping[str, str]) -> None:
+def _check_shapes(file: Source, where: str, slot: Mapping[str, str]) -> None:
     a, b = file.tensors[slot["a"]].shape, file.tensors[slot["b"]].shape
     fits = len(a) == len(b) >= 2 and a[0] == b[1] and all(size == 1 for size in b[2:]) and 0 not in (*a, *b)
     if not fits:

@@ -5,12 +5,12 @@ Layout: 8 bytes little-endian header length N, N bytes of JSON, then the tensors
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import AdapterFormatError
+from .source import TensorInfo
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 50_000
@@ -32,14 +33,6 @@ DTYPES = {
     "F16": (torch.float16, 2),
     "BF16": (torch.bfloat16, 2),
 }
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 class TensorFile:
@@ -68,6 +61,7 @@ class TensorFile:
             raise self.error(f"declares {len(header):,} tensors; the limit is {MAX_TENSORS:,}")
         self.tensors = {self._checked_name(name): self._checked_info(name, info) for name, info in header.items()}
         self._check_extent(size - 8 - length)
+        self._data_start = 8 + length
 
     def error(self, what: str) -> AdapterFormatError:
         return AdapterFormatError(f"{self.path} {what}")
@@ -83,6 +77,18 @@ class TensorFile:
             if not torch.isfinite(value).all():
                 raise self.error(f"is damaged: {name} holds NaN or infinity")
         return values
+
+    def sha256(self, with_names: bool = False) -> str:
+        """Of the data section, which is what other tools call the model's hash; or of names, dtypes and shapes too."""
+        digest = hashlib.sha256()
+        if with_names:
+            for name, info in sorted(self.tensors.items(), key=lambda item: (item[1].start, item[0])):
+                digest.update(f"{name} {info.dtype} {list(info.shape)}\n".encode())
+        with self.path.open("rb") as stream:
+            stream.seek(self._data_start)
+            while block := stream.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
 
     def _parse(self, raw: bytes) -> dict[str, Any]:
         try:
@@ -135,15 +141,14 @@ def write_tensor_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata:
 
     Raises AdapterFormatError, before anything is written, if a tensor is no float or holds NaN or infinity.
     """
-    words = {dtype: word for word, (dtype, _) in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     position = 0
     for name in sorted(tensors):
         tensor = tensors[name]
-        if tensor.dtype not in words or not torch.isfinite(tensor).all():
+        if word_of(tensor) is None or not torch.isfinite(tensor).all():
             raise AdapterFormatError(f"{path}: not written, {name} holds NaN, infinity or values that are no floats")
         end = position + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": words[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+        header[name] = {"dtype": word_of(tensor), "shape": list(tensor.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
     text += b" " * (-len(text) % 8)
@@ -153,7 +158,7 @@ def write_tensor_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata:
         with os.fdopen(handle, "wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
             for name in sorted(tensors):
-                stream.write(_bytes_of(tensors[name]))
+                stream.write(tensor_bytes(tensors[name]))
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
@@ -163,7 +168,12 @@ def write_tensor_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata:
         raise
 
 
-def _bytes_of(tensor: torch.Tensor) -> bytes:
+def word_of(tensor: torch.Tensor) -> str | None:
+    """safetensors' word for a tensor's dtype, None for what has no place in an adapter."""
+    return next((word for word, (dtype, _) in DTYPES.items() if dtype == tensor.dtype), None)
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
     return tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
@@ -174,13 +184,12 @@ def _umask() -> int:
 
 
 def _refuse_other_kinds(path: Path) -> None:
-    if path.is_dir():
-        raise AdapterFormatError(f"{path} is a folder: name the .safetensors file in it")
     if not path.exists():
         raise AdapterFormatError(f"{path} does not exist")
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise AdapterFormatError(
-            f"{path} is a pickle by its name, and opening one can run its author's code: ask for a .safetensors file"
+            f"{path} is a pickle by its name, and opening one can run its author's code: ask for a .safetensors file, "
+            "or make one with `lora-diffusion convert`, which opens it without running anything"
         )
 
 

@@ -1,0 +1,85 @@
+"""Our own description inside a file, whatever its dialect: one JSON string under one name that other tools skip.
+
+    {"version": 1, "config": {component: LoraConfig fields}, "metadata": {…}, "sha256": of the tensors}
+
+It only describes. What is not understood becomes a note, not an error; the tensors and their scales decide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..adapter import Adapter
+from ..config import LoraConfig
+from ..errors import ConfigError
+from .safetensors_file import TensorFile, tensor_bytes, word_of
+from .source import Source
+
+OWN_KEY = "lora_diffusion"
+OWN_VERSION = 1
+
+
+def described(adapter: Adapter, tensors: Mapping[str, torch.Tensor]) -> str:
+    """The string for a file that holds `tensors`. Raises ConfigError for metadata that is not JSON."""
+    value = {
+        "version": OWN_VERSION,
+        "config": {component: config.to_dict() for component, config in adapter.configs.items()},
+        "metadata": adapter.metadata,
+        "sha256": _digest(tensors),
+    }
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"metadata: only finite numbers, strings, lists and dicts can go into a file ({error})"
+        ) from None
+
+
+def describe(source: Source, adapter: Adapter) -> None:
+    """Put what the file says of itself into an adapter that was read from it: configs, metadata, whether intact."""
+    if isinstance(source, TensorFile) and "sshs_model_hash" in source.metadata:
+        adapter.intact = source.metadata["sshs_model_hash"] == source.sha256()
+    if OWN_KEY not in source.metadata:
+        return
+    value = _parsed(source.metadata[OWN_KEY])
+    if value is None:
+        adapter.notes.append("the file's own description was not understood (it is no JSON table)")
+        return
+    if value.get("version") != OWN_VERSION:
+        adapter.notes.append(f"written in version {str(value.get('version'))[:20]!a}")
+    if isinstance(value.get("metadata"), dict):
+        adapter.metadata = value["metadata"]
+    configs = value.get("config")
+    for component, fields in (configs if isinstance(configs, dict) else {}).items():
+        try:
+            adapter.configs.update({component: LoraConfig.from_dict(fields)} if component in adapter.configs else {})
+        except (ConfigError, TypeError) as error:
+            reason = ascii(str(error))[1:-1][:200]  # it quotes the file: no control characters to the terminal
+            adapter.notes.append(
+                f"the file's own config of {component} was not understood, and inferred instead ({reason})"
+            )
+    if isinstance(value.get("sha256"), str) and isinstance(source, TensorFile):
+        adapter.intact = value["sha256"] == source.sha256(with_names=True)
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """`TensorFile.sha256(with_names=True)` of the file that `write_tensor_file` makes of these tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {word_of(tensors[name])} {list(tensors[name].shape)}\n".encode())
+    for name in sorted(tensors):
+        digest.update(tensor_bytes(tensors[name]))
+    return digest.hexdigest()
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
