@@ -110,7 +110,7 @@ def test_nan_and_infinity(tmp_path: Path, value: float) -> None:
 def test_paths(tmp_path: Path) -> None:
     with pytest.raises(ld.AdapterFormatError, match="does not exist"):
         ld.read_adapter(tmp_path / "none.safetensors")
-    with pytest.raises(ld.AdapterFormatError, match="has no .safetensors file"):
+    with pytest.raises(ld.AdapterFormatError, match=r"has no \.safetensors"):
         ld.read_adapter(tmp_path)
 
 
