@@ -8,6 +8,7 @@ from torch import nn
 
 from .composed import compose, compose_all
 from .host import AdaptedModule
+from .rows import Gather
 
 
 class LoraConv2d(AdaptedModule):
@@ -65,6 +66,16 @@ class LoraConv2d(AdaptedModule):
             return torch.addmm(rows, low, b.flatten(1).t()).view(n, high, wide, out).permute(0, 3, 1, 2)
         term = F.conv2d(h, b, groups=self.groups)
         return term if onto is None else onto + term.to(onto.dtype)
+
+    def low_rows(self, x: torch.Tensor, a: torch.Tensor, gather: Gather) -> torch.Tensor:
+        """One convolution of batch · groups: every row of the batch is a group of its own."""
+        rows, most = gather.index.shape
+        own = a.index_select(0, gather.index.flatten())
+        h = self._convolve(x.reshape(1, -1, *x.shape[2:]), own, rows)
+        return h.view(rows, most, *h.shape[2:]) * gather.strength.to(h.dtype)[:, :, None, None]
+
+    def up_rows(self, h: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (b.to(h.dtype).mT @ h.flatten(2)).view(h.shape[0], -1, *h.shape[2:])
 
     def base(self, x: torch.Tensor) -> torch.Tensor:
         return self._convolve(x, self.weight, self.groups)

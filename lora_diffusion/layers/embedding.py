@@ -8,6 +8,7 @@ from torch import nn
 
 from .composed import compose, compose_all
 from .host import AdaptedModule
+from .rows import Gather
 
 
 class LoraEmbedding(AdaptedModule):
@@ -31,6 +32,15 @@ class LoraEmbedding(AdaptedModule):
 
     def low(self, x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
         return F.embedding(x, a.t(), self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse)
+
+    def low_rows(self, x: torch.Tensor, a: torch.Tensor, gather: Gather) -> torch.Tensor:
+        h = self.low(x, a)  # a row of the table is short: all adapters' are read, and each row's own taken
+        index, strength = (t.view(t.shape[0], *[1] * (h.ndim - 2), -1) for t in gather)
+        return h.gather(-1, index.expand(*h.shape[:-1], -1)) * strength.to(h.dtype)
+
+    def up_rows(self, h: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        term = h.reshape(h.shape[0], -1, h.shape[-1]) @ b.to(h.dtype)
+        return term.view(*h.shape[:-1], -1) * getattr(self, "embed_scale", 1.0)
 
     def up(self, h: torch.Tensor, b: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
         term = F.linear(h, b.to(h.dtype)) * getattr(self, "embed_scale", 1.0)  # Gemma multiplies what it reads

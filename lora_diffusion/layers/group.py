@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .kernel import Member, Shared, run_group
+from .gathered import MIN_TOKENS, run_gathered
+from .kernel import Member, Shared, compute_dtype, run_group
 
 if TYPE_CHECKING:
     from .linear import LoraLinear
@@ -60,10 +61,8 @@ class InputGroup:
         if any(m.training != first.training for m in acting):
             return None
         members = [m.member() for m in acting]
-        rows = [m.row_factors(x.shape[0]) for m in acting] if first._rows is not None else None
         self._alive = [True]
-        shared = Shared(first.dropout(), None if rows is None else torch.cat(rows, dim=1).to(x.device), self._alive)
-        outputs = dict(zip(map(id, acting), run_group(x, members, shared)))
+        outputs = dict(zip(map(id, acting), _run(acting, x, members, self._alive)))
         mine = outputs.pop(id(layer))
         self._read = [t for m in members for t in (m.weight, *m.a, *m.b) if t is not None]
         self._ready, self._x, self._when = outputs, weakref.ref(x), self._now(x)
@@ -119,5 +118,15 @@ def _version(x: torch.Tensor) -> int:
 
 def single(layer: LoraLinear, x: torch.Tensor, member: Member) -> torch.Tensor:
     """The output of one layer that shares its input with no other."""
-    rows = None if layer._rows is None else layer.row_factors(x.shape[0]).to(x.device)
-    return run_group(x, [member], Shared(layer.dropout(), rows, []))[0]
+    return _run([layer], x, [member], [])[0]
+
+
+def _run(layers: list[LoraLinear], x: torch.Tensor, members: list[Member], alive: list[bool]) -> tuple[Any, ...]:
+    dropout = layers[0].dropout()
+    if layers[0]._rows is None:
+        return run_group(x, members, Shared(dropout, None, alive))
+    gathers = [layer.gather(x) for layer in layers]
+    if x.numel() >= MIN_TOKENS * x.shape[0] * x.shape[-1]:
+        return run_gathered(x, members, gathers, dropout, alive, compute_dtype(x))
+    rows = [gather.stacked(sum(a.shape[0] for a in m.a)) for gather, m in zip(gathers, members)]
+    return run_group(x, members, Shared(dropout, torch.cat(rows, dim=1), alive))

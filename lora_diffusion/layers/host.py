@@ -17,7 +17,7 @@ from .factors import LoraFactors
 
 if TYPE_CHECKING:
     from .group import InputGroup
-    from .rows import RowPlan
+    from .rows import Gather, RowPlan
 
 _PREFIX = "adapter_"
 Factors = tuple[torch.Tensor, torch.Tensor]
@@ -71,6 +71,14 @@ class AdaptedModule(nn.Module):
         """A·x, with r channels, in x's dtype."""
         raise NotImplementedError
 
+    def low_rows(self, x: torch.Tensor, a: torch.Tensor, gather: Gather) -> torch.Tensor:
+        """A·x with each row's own A out of the stack a, (Σr, …): as `low`, with R channels, times their strength."""
+        raise NotImplementedError
+
+    def up_rows(self, h: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """B·h with each row's own B, b: (batch, R, out)."""
+        raise NotImplementedError
+
     def up(self, h: torch.Tensor, b: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
         """B·h, added to `onto` where that is given."""
         raise NotImplementedError
@@ -121,10 +129,10 @@ class AdaptedModule(nn.Module):
         acting = self._active if self._rows is None else self._rows.parts
         return [(a, b, factor * sign) for part, factor in acting for a, b, sign in part.pairs()]
 
-    def row_factors(self, batch: int) -> torch.Tensor:
-        """(batch, Σr) float32: what multiplies each column of the stacked terms in each row of a mixed batch."""
+    def gather(self, x: torch.Tensor) -> Gather:
+        """Which of the stacked terms act in each row of a mixed batch, and how strongly."""
         assert self._rows is not None, "only asked for in a mixed batch"
-        return self._rows.factors(batch)
+        return self._rows.gather(x.shape[0], x.device)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class was made at run time: copies and pickles name its two halves instead.

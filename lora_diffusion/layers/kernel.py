@@ -50,7 +50,7 @@ def run_group(x: Tensor, members: list[Member], shared: Shared) -> tuple[Tensor,
     """The outputs of all members, (…, out) each, in x's dtype or, under autocast, in autocast's."""
     dtype = compute_dtype(x)
     counts = tuple((m.weight is not None, m.bias is not None, len(m.a), m.factors) for m in members)
-    seed = _new_seed() if shared.dropout else 0
+    seed = new_seed() if shared.dropout else 0
     flat = [t for m in members for t in (m.weight, m.bias, m.base, *m.a, *m.b) if t is not None]
     if not torch.is_grad_enabled():
         return _forward(x, dtype, counts, shared, seed, flat)[0]
@@ -70,9 +70,9 @@ def _forward(
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """(outputs, x as two-dimensional and in the computing dtype, h)."""
     x2 = x.to(dtype).reshape(-1, x.shape[-1])
-    members = _unflatten(counts, flat)
-    source = x2 * _mask(x2, shared.dropout, seed) if shared.dropout else x2
-    h = _stack([a for m in members for a in m.a], dtype) @ source.t()
+    members = unflatten(counts, flat)
+    source = x2 * drop_mask(x2, shared.dropout, seed) if shared.dropout else x2
+    h = stack([a for m in members for a in m.a], dtype) @ source.t()
     if shared.rows is not None:
         _scale_rows(h, shared.rows)
     outputs, start = [], 0
@@ -107,7 +107,7 @@ class _Group(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.counts, ctx.shared, ctx.seed, ctx.dtype = counts, shared, seed, dtype
         ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
-        kept = [t for m in _unflatten(counts, flat) for t in (m.weight, *m.a, *m.b) if t is not None]
+        kept = [t for m in unflatten(counts, flat) for t in (m.weight, *m.a, *m.b) if t is not None]
         ctx.save_for_backward(x2, h, *kept)
         return outputs
 
@@ -117,7 +117,7 @@ class _Group(torch.autograd.Function):
         x2, h, *kept = ctx.saved_tensors
         ctx.shared.alive.clear()
         counts, shared, dtype = ctx.counts, ctx.shared, ctx.dtype
-        members = _unflatten([(has_weight, False, n, f) for has_weight, _, n, f in counts], kept, base=False)
+        members = unflatten([(has_weight, False, n, f) for has_weight, _, n, f in counts], kept, base=False)
         needed, learns = ctx.needs_input_grad, any(ctx.needs_input_grad[5:])
         dh = torch.zeros_like(h) if any(g is None for g in grads) else torch.empty_like(h)
         dx: Tensor | None = None
@@ -141,8 +141,8 @@ class _Group(torch.autograd.Function):
                 db.append([])
         if shared.rows is not None:
             _scale_rows(dh, shared.rows)
-        stacked = _stack([a for m in members for a in m.a], dtype)
-        mask = _mask(x2, shared.dropout, ctx.seed) if shared.dropout else None
+        stacked = stack([a for m in members for a in m.a], dtype)
+        mask = drop_mask(x2, shared.dropout, ctx.seed) if shared.dropout else None
         if needed[0]:
             if mask is not None:
                 back = (dh.t() @ stacked).mul_(mask)
@@ -171,7 +171,7 @@ def _grads(
     return (back, None, None, None, None, *out)
 
 
-def _unflatten(counts: Any, flat: Any, base: bool = True) -> list[Member]:
+def unflatten(counts: Any, flat: Any, base: bool = True) -> list[Member]:
     """Members again, from the flat tensors that autograd wants. base=False: the outputs of other base layers were not
     kept."""
     tensors, members = iter(flat), []
@@ -185,7 +185,7 @@ def _unflatten(counts: Any, flat: Any, base: bool = True) -> list[Member]:
     return members
 
 
-def _stack(factors: list[Tensor], dtype: torch.dtype) -> Tensor:
+def stack(factors: list[Tensor], dtype: torch.dtype) -> Tensor:
     """All A of a group on top of each other, (Σr, in)."""
     return (factors[0] if len(factors) == 1 else torch.cat(factors)).to(dtype)
 
@@ -217,12 +217,12 @@ def _scale_rows(h: Tensor, rows: Tensor) -> None:
     h.view(h.shape[0], rows.shape[0], -1).mul_(rows.t()[:, :, None])
 
 
-def _new_seed() -> int:
+def new_seed() -> int:
     """From the CPU's global generator, whose state checkpointing restores: a recomputed forward drops the same."""
     return int(torch.randint(2**62, ()))
 
 
-def _mask(x: Tensor, probability: float, seed: int) -> Tensor:
+def drop_mask(x: Tensor, probability: float, seed: int) -> Tensor:
     """Which elements of x stay, as bool. Sixteen random bits decide for each element; a quarter of the draws."""
     count = x.numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64, device=x.device)

@@ -14,6 +14,7 @@ from .group import single
 from .host import AdaptedModule
 from .kernel import Member, compute_dtype
 from .quantised import full_precision, is_quantised
+from .rows import Gather
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -111,6 +112,14 @@ class LoraLinear(AdaptedModule):
             term = F.linear(h, b)
             return term if onto is None else onto + term.to(onto.dtype)
         return torch.addmm(onto.reshape(-1, onto.shape[-1]), h.reshape(-1, h.shape[-1]), b.t()).view(onto.shape)
+
+    def low_rows(self, x: torch.Tensor, a: torch.Tensor, gather: Gather) -> torch.Tensor:
+        own = a.to(x.dtype).index_select(0, gather.index.flatten()).view(*gather.index.shape, -1)
+        h = x.reshape(x.shape[0], -1, x.shape[-1]) @ own.mT
+        return (h * gather.strength.unsqueeze(1).to(h.dtype)).view(*x.shape[:-1], -1)
+
+    def up_rows(self, h: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (h.reshape(h.shape[0], -1, h.shape[-1]) @ b.to(h.dtype)).view(*h.shape[:-1], -1)
 
     def base(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.matrix(self).to(x.dtype))

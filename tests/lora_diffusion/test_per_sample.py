@@ -69,15 +69,30 @@ def test_language_models(family: str) -> None:
         torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_convolutions_and_embeddings() -> None:
+@pytest.mark.parametrize(
+    ("layer", "shape", "ranks"),
+    [
+        (nn.Conv2d(3, 4, 3), (5, 3, 6, 6), (2, 4, 1)),
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1, padding_mode="reflect"), (5, 4, 7, 7), (3, 1, 2)),
+        (nn.Conv2d(4, 6, 3, groups=2, bias=False), (5, 4, 6, 6), (2, 4, 2)),
+        (nn.Embedding(9, 4, padding_idx=0), (5, 7), (2, 4, 1)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+@pytest.mark.parametrize("grad", [False, True])
+def test_convolutions_and_embeddings(
+    layer: nn.Module, shape: tuple[int, ...], ranks: tuple[int, ...], grad: bool
+) -> None:
     torch.manual_seed(0)
-    conv, table = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Embedding(9, 4))
-    for model, x in ((conv, torch.randn(5, 3, 6, 6)), (table, torch.randint(0, 9, (5, 7)))):
-        for name, r in (("a", 2), ("b", 4), ("c", 1)):
+    model = nn.Sequential(layer)
+    x = torch.randint(0, 9, shape) if isinstance(layer, nn.Embedding) else torch.randn(shape)
+    with torch.set_grad_enabled(grad):
+        for name, r in zip("abc", ranks, strict=True):
             ld.add_adapter(model, ld.LoraConfig(r=r, target_modules=["0"], init_lora_weights=False), name=name)
-        wanted = alone(model, lambda k, model=model, x=x: model(x[k : k + 1]), NAMES)
+        wanted = alone(model, lambda k: model(x[k : k + 1]), NAMES)
         with ld.adapters_per_sample(model, NAMES):
             torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+        ld.unload(model)
 
 
 def test_training_each_adapter_on_its_own_rows(tiny_pipeline: Any) -> None:
