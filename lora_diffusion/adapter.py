@@ -82,6 +82,7 @@ class Adapter:
     structured: layers whose update is no plain product (LoHa, LoKr, …), as they came; see `lowering.lowered`.
     tokens: learned words, textual inversion's: {"<s1>": {"text_encoder": (vectors, dim)}}.
     prompts: virtual tokens of a language model, {"model": Prompt}.
+    bases: {component: fingerprint of the model that it was made for} (see `fingerprint.py`).
     copies: whole modules that were learned beside (`modules_to_save`): {component: {module path: {name: tensor}}}.
     """
 
@@ -95,10 +96,16 @@ class Adapter:
     structured: dict[str, dict[str, Structured]] = field(default_factory=dict)
     tokens: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     prompts: dict[str, Prompt] = field(default_factory=dict)
+    bases: dict[str, dict[str, Any]] = field(default_factory=dict)
     intact: bool | None = None
 
     def is_empty(self) -> bool:
         return not (any(self.components.values()) or any(self.structured.values()) or self.tokens or self.prompts)
+
+    def layers(self) -> dict[str, dict[str, LowRank | Structured]]:
+        """{component: {path: layer}}, of either kind."""
+        names = dict.fromkeys([*self.components, *self.structured])
+        return {name: {**self.components.get(name, {}), **self.structured.get(name, {})} for name in names}
 
     def layer_count(self) -> int:
         return sum(len(layers) for kind in (self.components, self.structured) for layers in kind.values())

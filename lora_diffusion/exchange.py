@@ -15,11 +15,14 @@ from torch import nn
 from .adapter import MAX_NAME_LENGTH, Adapter, LowRank, inferred_config
 from .checks import layers_without_effect
 from .components import BARE, components_of, resolve_path
+from .describe import base_of, trigger_words
 from .errors import AdapterMismatchError, ConfigError
 from .files import read_adapter, write_adapter
+from .fingerprint import compare, fingerprint
+from .fit import Layer, fitted, misfit
 from .hotswap import swap_in
 from .inject import get_adapter
-from .layers import LoraEmbedding, LoraFactors, layer_kind, why_not
+from .layers import LoraFactors
 from .layers.learned_copy import check_copyable, make_copy
 from .report import ComponentReport, LoadReport, SaveReport
 from .state import (
@@ -34,6 +37,7 @@ from .state import (
 )
 from .switch import check_weight
 from .targets import nearest_words, weighted_modules
+from .tokens import add_tokens, check_tokens, refuse_tokens
 
 # File names that say nothing; the folder's name is used instead.
 _GENERIC = ("adapter", "adapter_model", "pytorch_lora_weights", "lora", "model", "weights")
@@ -69,46 +73,54 @@ def load_adapter(
     if hotswap:
         name = name or "default"
         refuse_copies(holders(target, name), name, "swapped in place")
-        if adapter.copies:
-            raise AdapterMismatchError("the adapter brings whole modules, which cannot be swapped in place")
     else:
         name = _free_name(target, origin) if name is None else name
         check_new_name(target, name)
+    _refuse_what_has_no_place(adapter, origin or "the adapter", hotswap)
     weights = _weights(weight, modules)
-    report = LoadReport(name, origin, adapter.dialect, {}, copy.deepcopy(adapter.metadata), list(adapter.notes))
-    chosen: dict[str, dict[str, tuple[nn.Module, LowRank]]] = {}
-    for source, layers in adapter.components.items():
+    report = LoadReport(name, origin, adapter.dialect, metadata=copy.deepcopy(adapter.metadata))
+    report.notes, report.intact, report.made_for = list(adapter.notes), adapter.intact, base_of(adapter)
+    report.trigger_words = trigger_words(adapter)
+    matched: dict[str, dict[str, tuple[nn.Module, Layer]]] = {}
+    sources: dict[str, str] = {}
+    for source, layers in adapter.layers().items():
         component = _component_for(source, adapter, target, modules)
         part, fitting = _match(component, layers, modules)
         report.components[component] = part
         if fitting:
-            chosen[component] = fitting
-    if report.matched == 0 or (strict and not report.complete):
+            matched[component], sources[component] = fitting, source
+    report.refused_tokens = check_tokens(target, adapter.tokens)
+    if report.matched == 0 or (strict and report.unmatched):
         raise AdapterMismatchError(_mismatch(origin or "the adapter", report, modules))
+    if strict:
+        refuse_tokens(report.refused_tokens, origin or "the adapter")
+    report.base = {c: compare(adapter.bases.get(sources[c]), c, modules[c]) for c in matched}
+    chosen = {component: _fitted(fitting, report) for component, fitting in matched.items()}
     if hotswap:
-        given = {c: {where: low_rank for where, (_, low_rank) in fitting.items()} for c, fitting in chosen.items()}
+        given = {c: {where: low_rank for where, (_, low_rank) in low.items()} for c, low in chosen.items()}
         swap_in(target, name, adapter, given)
         return report
     copies = _copies(adapter, target, modules, dtype)
-    for component, fitting in chosen.items():
-        check_layers(name, {where: layer for where, (layer, _) in fitting.items()})
+    for component, low in chosen.items():
+        check_layers(name, {where: layer for where, (layer, _) in low.items()})
         state = state_of(modules[component])
         check_one_copy(state, state.weights if state is not None else (), copies.get(component, {}))
     prepared = {
         component: {
-            where: (layer, _part(layer, low_rank, dtype or torch.float32))
-            for where, (layer, low_rank) in fitting.items()
+            where: (layer, _part(layer, low_rank, dtype or torch.float32)) for where, (layer, low_rank) in low.items()
         }
-        for component, fitting in chosen.items()
+        for component, low in chosen.items()
     }
+    report.tokens = [word for word in adapter.tokens if word not in report.refused_tokens]
+    add_tokens(target, name, {word: adapter.tokens[word] for word in report.tokens})
     for component, parts in prepared.items():
-        layers = {where: low_rank for where, (_, low_rank) in chosen[component].items()}
-        source = next(s for s in adapter.components if _component_for(s, adapter, target, modules) == component)
-        install(modules[component], name, adapter.configs.get(source) or inferred_config(layers), parts,
-                copies.get(component))  # fmt: skip
+        low_ranks = {where: low_rank for where, (_, low_rank) in chosen[component].items()}
+        config = adapter.configs.get(sources[component]) or inferred_config(low_ranks)
+        install(modules[component], name, config, parts, copies.get(component))
         state = state_of(modules[component])
         assert state is not None, "the adapter was installed just before"
         state.adapters[name].metadata = copy.deepcopy(adapter.metadata)
+        state.adapters[name].base = adapter.bases.get(sources[component])
         state.weights[name] = weights[component]
         state.apply()
     return report
@@ -123,12 +135,43 @@ def save_adapter(
 ) -> SaveReport:
     """Write an adapter of the target to a file; see `write_adapter` for format, metadata and errors.
 
-    A diffusers pipeline loads the result with `load_lora_weights`. The report names layers that learned nothing.
+    A diffusers pipeline loads the result with `load_lora_weights`. The report names layers that learned nothing. A
+    fingerprint of the base goes along, by which `load_adapter` tells whether it meets the same one again.
     Raises ConfigError if there is no such adapter.
     """
     adapter = get_adapter(target, name)
+    modules = components_of(target)
+    for component in adapter.components:
+        adapter.bases.setdefault(component, fingerprint(component, modules[component]))
     write_adapter(adapter, path, format, metadata)
     return SaveReport(str(path), format, adapter.layer_count(), layers_without_effect(adapter))
+
+
+def _refuse_what_has_no_place(adapter: Adapter, origin: str, hotswap: bool) -> None:
+    """Raises AdapterMismatchError for what this version cannot put into a model, or not in place."""
+    if adapter.prompts:
+        kinds = ", ".join(sorted({prompt.kind for prompt in adapter.prompts.values()}))
+        raise AdapterMismatchError(f"{origin} holds virtual tokens ({kinds}), which this version only reads and writes")
+    if adapter.layer_count() == 0:
+        raise AdapterMismatchError(f"{origin} holds no layers, only words: give it to load_textual_inversion")
+    if hotswap and (adapter.copies or adapter.tokens):
+        what = "whole modules" if adapter.copies else "words"
+        raise AdapterMismatchError(f"the adapter brings {what}, which cannot be swapped in place")
+
+
+def _fitted(matched: Mapping[str, tuple[nn.Module, Layer]], report: LoadReport) -> dict[str, tuple[nn.Module, LowRank]]:
+    """Every layer as its module takes it; what that cost goes into the report's notes."""
+    found: dict[str, tuple[nn.Module, LowRank]] = {}
+    errors: dict[str, list[float]] = {}
+    for where, (module, layer) in matched.items():
+        low_rank, error = fitted(module, layer)
+        found[where] = module, low_rank
+        if not isinstance(layer, LowRank):
+            errors.setdefault(layer.kind, []).append(error)
+    for kind, values in errors.items():
+        worst = f", largest relative error {max(values):.2g}" if max(values) else ", exactly"
+        report.notes.append(f"{len(values)} layers of {kind} became products of two factors{worst}")
+    return found
 
 
 def _copies(
@@ -161,7 +204,7 @@ def _copies(
 
 def _component_for(source: str, adapter: Adapter, target: Any, modules: Mapping[str, nn.Module]) -> str:
     """A bare module of no particular kind takes an adapter of one component, whatever its name; and the reverse."""
-    if isinstance(target, nn.Module) and len(adapter.components) == 1 and source not in modules:
+    if isinstance(target, nn.Module) and len(adapter.layers()) == 1 and source not in modules:
         (only,) = modules
         if BARE in (only, source):
             return only
@@ -169,37 +212,26 @@ def _component_for(source: str, adapter: Adapter, target: Any, modules: Mapping[
 
 
 def _match(
-    component: str, layers: Mapping[str, LowRank], modules: Mapping[str, nn.Module]
-) -> tuple[ComponentReport, dict[str, tuple[nn.Module, LowRank]]]:
+    component: str, layers: Mapping[str, Layer], modules: Mapping[str, nn.Module]
+) -> tuple[ComponentReport, dict[str, tuple[nn.Module, Layer]]]:
     report = ComponentReport()
-    fitting: dict[str, tuple[nn.Module, LowRank]] = {}
+    fitting: dict[str, tuple[nn.Module, Layer]] = {}
     available = weighted_modules(modules[component]) if component in modules else {}
-    for path, low_rank in layers.items():
+    for path, layer in layers.items():
         where = resolve_path(path, available)
         if component not in modules:
             report.unmatched[path] = f"the target has no {component}"
         elif where is None:
             report.unmatched[path] = "the model has no such module"
-        elif (reason := _unfit(available[where], low_rank)) is not None:
+        elif (reason := misfit(available[where], layer)) is not None:
             report.unmatched[path] = reason
         else:
-            fitting[where] = (available[where], low_rank)
+            fitting[where] = (available[where], layer)
             report.matched.append(where)
-            report.ranks[low_rank.rank] += 1
-            report.alphas[low_rank.alpha] += 1
+            report.ranks[layer.rank] += 1
+            report.alphas[layer.scale * layer.rank] += 1
+            report.scales[layer.scale] += 1
     return report, fitting
-
-
-def _unfit(module: nn.Module, low_rank: LowRank) -> str | None:
-    kind = layer_kind(module)
-    if kind is None:
-        return why_not(module)
-    magnitude = low_rank.magnitude
-    if magnitude is not None and tuple(magnitude.shape) != (low_rank.b.shape[0],):
-        return f"DoRA's magnitude has shape {tuple(magnitude.shape)}, the module needs ({low_rank.b.shape[0]},)"
-    if magnitude is not None and issubclass(kind, LoraEmbedding):
-        return "it is an embedding, which this version does not adapt with DoRA"
-    return kind.misfit(module, low_rank.a, low_rank.b)
 
 
 def _mismatch(origin: str, report: LoadReport, modules: Mapping[str, nn.Module]) -> str:

@@ -33,6 +33,7 @@ from .state import (
     take_back,
 )
 from .targets import find_copies, find_targets, nearest_words, unmatched_patterns
+from .tokens import remove_tokens, tokens_of
 
 
 def add_adapter(
@@ -94,10 +95,12 @@ def get_adapter(target: Any, name: str = "default") -> Adapter:
     configs: dict[str, LoraConfig] = {}
     metadata: dict[str, Any] = {}
     copies: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
+    bases: dict[str, dict[str, Any]] = {}
     for component, state in holders(target, name).items():
         installed = state.adapters[name]
         configs[component] = installed.config
         metadata.update(copy.deepcopy(installed.metadata))
+        bases.update({component: installed.base} if installed.base is not None else {})
         components[component] = {
             canonical_path(component, path): _copied(layer.part(name)) for path, layer in installed.layers.items()
         }
@@ -108,7 +111,7 @@ def get_adapter(target: Any, name: str = "default") -> Adapter:
                 }
                 for path, module in installed.copies.items()
             }
-    return Adapter(components, configs, metadata, copies=copies)
+    return Adapter(components, configs, metadata, copies=copies, tokens=tokens_of(target, name), bases=bases)
 
 
 def put_adapter(target: Any, tensors: Adapter | Mapping[str, torch.Tensor], name: str = "default") -> None:
@@ -157,7 +160,10 @@ def adapter_parameters(target: Any, name: str = "default") -> dict[str, list[nn.
 
 
 def delete_adapter(target: Any, name: str) -> None:
-    """Take one adapter out of all components. Raises ConfigError if there is none of that name, or if it is merged."""
+    """Take one adapter out of all components, and the words that it brought.
+
+    Raises ConfigError if there is none of that name, or if it is merged.
+    """
     found = holders(target, name)
     refuse_merged(found, name)
     modules = components_of(target)
@@ -165,6 +171,7 @@ def delete_adapter(target: Any, name: str) -> None:
         check_removable(modules[component], name)
     for component in found:
         remove(modules[component], name)
+    remove_tokens(target, name)
 
 
 def unload(target: Any, *, keep_merged: bool = False) -> None:

@@ -31,6 +31,7 @@ class Installed:
     """One adapter as it sits in a component: its config, its layers by the model's own paths, free metadata.
 
     copies: modules that it learns whole copies of, by path.
+    base: fingerprint of the model that it was made for, where its file had one.
     gain: () float32, the adapter's weight where it acts and else 0; all its parts hold this one tensor.
     """
 
@@ -38,6 +39,7 @@ class Installed:
     layers: dict[str, Any]
     copies: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] | None = None
     gain: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from ..components import canonical_path, choose_components, components_of
 from ..errors import AdapterMismatchError
+from ..pipeline_folder import ModelFolder
 from ..switch import active_adapters
 from ..targets import matches, nearest_words, weighted_modules
 from .checks import check_dtype, check_rank, check_share
@@ -28,14 +29,17 @@ def extract(
     energy: float | None = None,
     dtype: torch.dtype = torch.float32,
     metadata: Mapping[str, Any] | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Derived:
     """The adapter of at most rank `r` that is nearest to tuned − base, layer by layer (truncated SVD, in fp32).
 
-    base, tuned: nn.Modules or pipelines of the same architecture; neither is changed.
+    base, tuned: nn.Modules, pipelines or `ModelFolder`s of the same architecture; neither is changed. Of folders no
+        more than one tensor each is in memory.
     components: of a pipeline; by default all that both have and that can carry adapters.
     target_modules: "all" Linear, Conv2d and Conv1D (transformers') layers, or as in LoraConfig.
     energy: give each layer the smallest rank up to `r` that keeps this share of its squared singular values.
     dtype: of the factors, which are on the CPU.
+    on_progress: told (name of a tensor that was compared, done, total).
 
     Layers that are the same in both are left out. What differs and cannot be in the adapter (biases, norms, embeddings,
     layers that are not targeted) is in the result's `skipped`, with the reason.
@@ -46,6 +50,7 @@ def extract(
     if energy is not None:
         check_share("energy", energy)
     pairs, skipped = _pairs(base, tuned, components)
+    tensors = {name: (_tensors(base, name, old), _tensors(tuned, name, new)) for name, (old, new) in pairs.items()}
     fits: dict[str, dict[str, Fit]] = {}
     targets = {component: _targets(component, *modules, target_modules) for component, modules in pairs.items()}
     if not any(targets.values()):
@@ -53,15 +58,18 @@ def extract(
         raise AdapterMismatchError(
             f"target_modules={target_modules!r} matches no module; {nearest_words(target_modules, available)}"
         )
-    for component, (before, after) in pairs.items():
-        fits[component], left = _compared(component, before, after, targets[component], r, energy, dtype)
+    said = _counted(on_progress, sum(len({*old, *new}) for old, new in tensors.values()))
+    for component, (_, after) in pairs.items():
+        fits[component], left = _compared(
+            component, after, *tensors[component], targets[component], r, energy, dtype, said
+        )
         skipped |= left
     if not any(fits.values()):
         first = next(iter(skipped.items()), None)
         why = f"{first[0]} is left out: {first[1]}" if first else "base and tuned have the same weights"
         raise AdapterMismatchError(f"there is nothing to extract in {', '.join(pairs)}: {why}")
     how = {"extracted": {"r": r} if energy is None else {"r": r, "energy": energy}}
-    notes = [*_adapter_notes("base", base), *_adapter_notes("tuned", tuned), *_dtype_notes(pairs)]
+    notes = [*_notes("base", base), *_notes("tuned", tuned), *_dtype_notes(tensors)]
     return derived(fits, {**how, **(metadata or {})}, notes=notes, skipped=skipped)
 
 
@@ -70,6 +78,7 @@ def _pairs(
 ) -> tuple[dict[str, tuple[nn.Module, nn.Module]], dict[str, str]]:
     """{component: (module in base, module in tuned)}, and what only one of them has."""
     skipped: dict[str, str] = {}
+    base, tuned = (target.skeleton if isinstance(target, ModelFolder) else target for target in (base, tuned))
     if names is None:
         there, here = components_of(base), components_of(tuned)
         names = [name for name in there if name in here]
@@ -104,39 +113,46 @@ def _targets(component: str, before: nn.Module, after: nn.Module, names: Any) ->
     return {path for path in new if names == "all" or matches(names, path)}
 
 
+def _tensors(target: Any, component: str, module: nn.Module) -> Mapping[str, torch.Tensor]:
+    return target.components[component].tensors() if isinstance(target, ModelFolder) else own_tensors(module)
+
+
 def _compared(
     component: str,
-    before: nn.Module,
     after: nn.Module,
+    old: Mapping[str, torch.Tensor],
+    new: Mapping[str, torch.Tensor],
     targets: set[str],
     r: int,
     energy: float | None,
     dtype: torch.dtype,
+    said: Callable[[str], None],
 ) -> tuple[dict[str, Fit], dict[str, str]]:
     """The layers of one component, and why what else differs is not among them."""
     layers: dict[str, Fit] = {}
     skipped: dict[str, str] = {}
     seen: set[tuple[int, str]] = set()
-    old, new = own_tensors(before), own_tensors(after)
-    for name in [*old, *(name for name in new if name not in old)]:
+    for name in dict.fromkeys([*old, *new]):
         where = f"{component}.{name}"
+        said(where)
         if name not in old or name not in new:
             skipped[where] = f"only {'base' if name in old else 'tuned'} has it"
             continue
-        if not differ(old[name], new[name], where):
+        first, second = old[name], new[name]
+        if not differ(first, second, where):
             continue
         path, _, leaf = name.rpartition(".")
         module = after.get_submodule(path)
         if (id(module), leaf) in seen:  # a module that has two paths
             continue
         seen.add((id(module), leaf))
-        reason = why_not(module, leaf, old[name], new[name], r)
+        reason = why_not(module, leaf, first, second, r)
         if reason is None and path not in targets:
             reason = "it is not among target_modules"
         if reason is not None:
             skipped[where] = reason
             continue
-        form, delta = difference(module, old[name], new[name])
+        form, delta = difference(module, first, second)
         if not torch.isfinite(delta).all():
             raise AdapterMismatchError(f"{where} holds NaN or infinity in base or in tuned")
         rank = form.per_group(r, where)
@@ -146,16 +162,30 @@ def _compared(
     return layers, skipped
 
 
-def _adapter_notes(which: str, target: Any) -> list[str]:
+def _counted(on_progress: Callable[[str, int, int], None] | None, total: int) -> Callable[[str], None]:
+    done = 0
+
+    def say(where: str) -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(where, done, total)
+
+    return say
+
+
+def _notes(which: str, target: Any) -> list[str]:
+    if isinstance(target, ModelFolder):
+        return [f"{which}: {note}" for note in target.notes()]
     active = active_adapters(target)
     names = ", ".join(map(repr, active))
     return [f"{which} has active adapters ({names}) that are not merged: they are not counted"] if active else []
 
 
-def _dtype_notes(pairs: Mapping[str, tuple[nn.Module, nn.Module]]) -> list[str]:
+def _dtype_notes(tensors: Mapping[str, tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]]) -> list[str]:
     notes = []
-    for component, (before, after) in pairs.items():
-        old, new = (next(iter(own_tensors(module).values())).dtype for module in (before, after))
+    for component, pair in tensors.items():
+        old, new = (next((side[name].dtype for name in side), None) for side in pair)
         if old != new:
             names = [str(dtype).removeprefix("torch.") for dtype in (old, new)]
             notes.append(f"{component} is {names[0]} in base and {names[1]} in tuned: the difference holds rounding")

@@ -9,6 +9,9 @@ DoRA's lengths are `<component>.<module path>.lora_magnitude_vector`, (out,), or
 Whole modules that were learned beside are `<component>.<module path>.modules_to_save.<tensor>`, an addition of ours:
 diffusers loads the rest of such a file and warns of these.
 
+Words that the adapter brings are `lora_tokens.<word>.<component>`, (vectors, dim), ours too: diffusers, which reads by
+component, does not look at them.
+
 There are no alpha tensors. Scales come from the JSON under `lora_adapter_metadata` (diffusers ≥ 0.34), with keys
 `<component>.<LoraConfig field>`; without it alpha equals the rank. Because tools drop that metadata, what is written
 has every scale multiplied into B, and says alpha = rank: losing the metadata changes nothing.
@@ -28,6 +31,7 @@ import torch
 from ..adapter import COPY, Adapter, LowRank, inferred_config
 from ..components import COMPONENTS, canonical_path
 from ..config import is_number
+from ..errors import AdapterFormatError
 from .pairs import Half, read_pairs
 from .source import Source
 
@@ -42,6 +46,7 @@ _SPELLINGS = {
 _MAGNITUDE = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 _NOT_BUILT = {".lora_B.bias": "a LoRA bias", ".lora_A.bias": "a LoRA bias"}
 _COPY = re.compile(rf"({'|'.join(COMPONENTS)})\.(.+?)\.{COPY}\.(.+)")
+_TOKEN = re.compile(rf"lora_tokens\.(.+)\.({'|'.join(COMPONENTS)})")
 _LITERAL = re.compile(r"\^?[\w.\\-]+\$?")
 
 
@@ -54,8 +59,11 @@ def read(file: Source) -> Adapter:
     halves: dict[str, Half] = {}
     magnitudes: dict[str, tuple[str, str]] = {}
     copies: dict[str, tuple[str, str, str]] = {}
+    words = {name: place for name in file.tensors if (place := _TOKEN.fullmatch(name))}
     for name in file.tensors:
         half, lengths, copied = _half(name), _magnitude(name), _COPY.fullmatch(name)
+        if name in words:
+            continue
         if half is not None:
             halves[name] = half
         elif lengths is not None:
@@ -68,15 +76,26 @@ def read(file: Source) -> Adapter:
     components = read_pairs(file, halves, lambda component, path, rank: _scale(file, described, component, path, rank))
     _add_magnitudes(file, described, components, magnitudes)
     configs = {component: inferred_config(layers) for component, layers in components.items()}
-    values = file.read(list(copies)) if copies else {}
+    for name in words:
+        if len(file.tensors[name].shape) != 2:
+            raise file.error(f"has {name} with shape {list(file.tensors[name].shape)}; (vectors, dim) is known")
+    values = file.read([*copies, *words])
     learned: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     for name, (component, path, tensor) in copies.items():
         learned.setdefault(component, {}).setdefault(path, {})[tensor] = values[name]
-    return Adapter(components, configs, copies=learned)
+    tokens: dict[str, dict[str, torch.Tensor]] = {}
+    for name, place in words.items():
+        tokens.setdefault(place[1], {})[place[2]] = values[name]
+    return Adapter(components, configs, copies=learned, tokens=tokens)
 
 
 def write(adapter: Adapter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of the file. Scales other than 1 go into B, computed in fp32 or better."""
+    """Tensors and metadata of the file. Scales other than 1 go into B, computed in fp32 or better.
+
+    Raises AdapterFormatError for virtual tokens of a language model.
+    """
+    if adapter.prompts:
+        raise AdapterFormatError("not written: the diffusers format has no place for virtual tokens, format='peft' has")
     tensors: dict[str, torch.Tensor] = {}
     described: dict[str, Any] = {}
     for component, layers in adapter.components.items():
@@ -91,6 +110,8 @@ def write(adapter: Adapter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     for component, modules in adapter.copies.items():
         for path, values in modules.items():
             tensors.update({f"{component}.{path}.{COPY}.{name}": value for name, value in values.items()})
+    for word, vectors in adapter.tokens.items():
+        tensors.update({f"lora_tokens.{word}.{component}": vector for component, vector in vectors.items()})
     return tensors, {"format": "pt", METADATA_KEY: json.dumps(described, sort_keys=True)}
 
 

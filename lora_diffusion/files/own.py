@@ -1,6 +1,7 @@
 """Our own description inside a file, whatever its dialect: one JSON string under one name that other tools skip.
 
-    {"version": 1, "config": {component: LoraConfig fields}, "metadata": {…}, "sha256": of the tensors}
+    {"version": 1, "config": {component: LoraConfig fields}, "metadata": {…},
+     "base": {component: fingerprint}, "sha256": of the tensors}
 
 It only describes. What is not understood becomes a note, not an error; the tensors and their scales decide.
 """
@@ -30,6 +31,7 @@ def described(adapter: Adapter, tensors: Mapping[str, torch.Tensor]) -> str:
         "version": OWN_VERSION,
         "config": {component: config.to_dict() for component, config in adapter.configs.items()},
         "metadata": adapter.metadata,
+        "base": adapter.bases,
         "sha256": _digest(tensors),
     }
     try:
@@ -54,6 +56,8 @@ def describe(source: Source, adapter: Adapter) -> None:
         adapter.notes.append(f"written in version {str(value.get('version'))[:20]!a}")
     if isinstance(value.get("metadata"), dict):
         adapter.metadata = value["metadata"]
+    if isinstance(value.get("base"), dict):
+        adapter.bases = {name: base for name, base in value["base"].items() if isinstance(base, dict)}
     configs = value.get("config")
     for component, fields in (configs if isinstance(configs, dict) else {}).items():
         try:

@@ -34,6 +34,9 @@ DTYPES = {
     "BF16": (torch.bfloat16, 2),
 }
 
+# One whole number alone is taken as well: diffusers' export writes kohya's alphas so. Word -> bytes.
+WHOLE = {"I64": 8, "I32": 4}
+
 
 class TensorFile:
     """A checked safetensors file: `tensors` (name -> TensorInfo) and `metadata` at once, values through `read`.
@@ -113,13 +116,14 @@ class TensorFile:
         if not isinstance(info, dict) or set(info) != {"dtype", "shape", "data_offsets"}:
             raise self.error(f"has a broken entry for {name}")
         dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in DTYPES:
+        sizes = {word: size for word, (_, size) in DTYPES.items()} | (WHOLE if shape in ([], [1]) else {})
+        if not isinstance(dtype, str) or dtype not in sizes:
             raise self.error(f"stores {name} as {str(dtype)[:40]!r}; an adapter's tensors are {', '.join(DTYPES)}")
         if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
             raise self.error(f"gives {name} an impossible shape, {str(shape)[:80]}")
         if not _are_sizes(offsets) or len(offsets) != 2:
             raise self.error(f"gives {name} impossible offsets, {str(offsets)[:80]}")
-        if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype][1]:
+        if offsets[1] - offsets[0] != math.prod(shape) * sizes[dtype]:
             raise self.error(f"is damaged: {name} of shape {shape} does not have the bytes that it needs")
         return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
 

@@ -179,7 +179,9 @@ class TestReport:
         path = self.write(toy, tmp_path)
         assert str(ld.load_adapter(toy, path)).splitlines() == [
             f"adapter 'toy' from {path} (diffusers): 2 of 2 layers",
-            "  model: 2 of 2 layers, rank 2, alpha 2",
+            "  model: 2 of 2 layers, rank 2, alpha 2, scale 1",
+            "  made for the base in hand",
+            "  hash intact",
         ]
 
     def test_strict_refuses_part_of_an_adapter(self, toy: nn.Module, tmp_path: Path) -> None:

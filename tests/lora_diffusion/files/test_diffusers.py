@@ -79,7 +79,6 @@ def test_scales_from_metadata(tmp_path: Path, described: dict[str, Any], scale: 
         ({**pair(f"unet.{PATH}"), "unet.x.lora_magnitude_vector": (6,)}, None, "without the factors"),
         ({**pair(f"unet.{PATH}"), f"unet.{PATH}.lora_B.bias": (6,)}, None, "a LoRA bias"),
         ({**pair(f"unet.{PATH}"), f"unet.{PATH}.alpha": (1,)}, None, "not understood"),
-        ({**pair(f"unet.{PATH}"), "bundle_emb.sks.clip_l": (1, 8)}, None, "not understood"),
         (pair("lora_unet_mid_block_to_q"), None, "known dialect"),
         (pair(f"unet.{PATH}"), "{", "not JSON"),
         (pair(f"unet.{PATH}"), "[" * 100_000, "not JSON"),
@@ -137,7 +136,7 @@ def test_convolutions_are_kept(tmp_path: Path) -> None:
 def test_writing_refuses(tmp_path: Path) -> None:
     layer = ld.LowRank(torch.zeros(2, 8), torch.zeros(6, 2))
     adapter = ld.Adapter({"unet": {PATH: layer}})
-    with pytest.raises(ld.ConfigError, match="this version writes 'diffusers'"):
+    with pytest.raises(ld.ConfigError, match="this version writes"):
         ld.write_adapter(adapter, tmp_path / "a.safetensors", format="gguf")
     with pytest.raises(ld.ConfigError, match=r"ends in \.safetensors"):
         ld.write_adapter(adapter, tmp_path / "a.bin")
