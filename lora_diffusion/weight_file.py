@@ -74,18 +74,15 @@ class WeightFile:
     def read(self, name: str) -> torch.Tensor:
         """One tensor of a floating dtype, on the CPU."""
         stored = self.tensors[name]
-        dtype = DTYPES[stored.dtype][0]
-        if stored.start == stored.end:
-            return torch.empty(stored.shape, dtype=dtype)
-        buffer = bytearray(stored.end - stored.start)
+        tensor = torch.empty(stored.shape, dtype=DTYPES[stored.dtype][0])
         try:
             with self.path.open("rb") as stream:
                 stream.seek(stored.start)
-                if stream.readinto(buffer) != len(buffer):
+                if stream.readinto(tensor.reshape(-1).view(torch.uint8).numpy()) != stored.end - stored.start:
                     raise self.error("has become shorter while it was read")
         except OSError as problem:
             raise self.error(f"cannot be read ({problem.strerror or problem})") from None
-        return torch.frombuffer(buffer, dtype=dtype).view(stored.shape)
+        return tensor
 
     def rewrite(self, target: Path, names: Iterable[str], change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
         """A copy in which the tensors `names` are replaced by change(name, tensor), of the same shape and dtype."""

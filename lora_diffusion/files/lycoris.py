@@ -192,11 +192,12 @@ def _fits_locon(shapes: Mapping[str, _Shape]) -> tuple[int, int] | None:
     up, down, mid = shapes.get(_UP), shapes.get(_DOWN), shapes.get(_MID)
     if up is None or down is None or len(up) != len(down) or len(up) not in (2, 4) or any(n != 1 for n in up[2:]):
         return None
-    if mid is None:
-        return (up[0], up[1]) if up[1] == down[0] else None
-    return (
-        (up[0], up[1]) if down[2:] == up[2:] and len(mid) == 4 and mid[:2] == (up[1], down[0]) == up[1:2] * 2 else None
-    )
+    rank = up[1]
+    if down[0] != rank:
+        return None
+    if mid is not None and (down[2:] != up[2:] or len(mid) != 4 or mid[:2] != (rank, rank)):
+        return None
+    return up[0], rank
 
 
 def _fits_full(shapes: Mapping[str, _Shape]) -> tuple[int, None] | None:

@@ -147,13 +147,13 @@ def _ranks_and_alphas(layers: Mapping[str, LowRank], path: Path) -> dict[str, An
         )
     differ = [where for where in layers if (ranks[where], alphas[where]) != (r, alpha)]
     patterns = _patterns(differ, layers)
-    return {
+    fields = {
         "r": r,
         "lora_alpha": alpha,
         "rank_pattern": {patterns[where]: ranks[where] for where in differ if ranks[where] != r},
         "alpha_pattern": {patterns[where]: alphas[where] for where in differ if alphas[where] != alpha},
-        "use_dora": bool(with_lengths),
     }
+    return {**fields, "use_dora": True} if with_lengths else fields  # PEFT 0.8 refuses a field that it does not know
 
 
 def _alpha(layer: LowRank) -> float:

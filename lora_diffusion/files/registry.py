@@ -14,6 +14,7 @@ from .source import Source
 #   recognise(source) -> bool                       by names alone
 #   read(source) -> Adapter                         raising AdapterFormatError; nothing is skipped in silence
 #   METADATA_KEYS                                   optional: names of metadata that `read` has used up
+#   used_metadata(source) -> set[str]               optional: the same, where the names depend on the file
 # and where it can be written
 #   write(adapter) -> (tensors, metadata)           for one file, or
 #   write_folder(adapter, path)                     for a folder
@@ -35,7 +36,9 @@ def read_source(source: Source) -> Adapter:
         raise source.error(f"is no adapter in a known dialect ({known}); it holds {shown}")
     adapter: Adapter = dialect.read(source)
     adapter.dialect = adapter.dialect or dialect.NAME
-    used = (OWN_KEY, "format", *getattr(dialect, "METADATA_KEYS", ()))
+    used = {OWN_KEY, "format", *getattr(dialect, "METADATA_KEYS", ())}
+    if hasattr(dialect, "used_metadata"):
+        used |= dialect.used_metadata(source)
     adapter.foreign = {key: value for key, value in source.metadata.items() if key not in used}
     describe(source, adapter)
     return adapter

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 import lora_diffusion as ld
+from lora_diffusion.files.pickled import read_pickled_adapter
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "adapters" / "diffusers_attn_processor_unprefixed.safetensors"
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -102,6 +103,16 @@ def test_same_picture_as_diffusers(
 def inputs() -> tuple[torch.Tensor, int, torch.Tensor]:
     g = torch.Generator().manual_seed(3)
     return torch.randn(1, 4, 8, 8, generator=g), 7, torch.randn(1, 5, 32, generator=g)
+
+
+def test_pickled(tmp_path: Path) -> None:
+    """`pytorch_lora_weights.bin`, as most of these files were."""
+    path = write(tmp_path / "a.safetensors", pair(f"{BLOCK}.processor.to_q_lora"))
+    torch.save(load_file(path), tmp_path / "pytorch_lora_weights.bin")
+    adapter = read_pickled_adapter(tmp_path / "pytorch_lora_weights.bin")
+    assert adapter.dialect == "attn-processor"
+    expected = ld.read_adapter(path).components["unet"][f"{BLOCK}.to_q"].delta()
+    assert torch.equal(adapter.components["unet"][f"{BLOCK}.to_q"].delta(), expected)
 
 
 def test_spellings_in_one_file(tmp_path: Path) -> None:

@@ -360,7 +360,7 @@ def test_the_config_is_minimal_and_old_versions_match_its_patterns(tmp_path: Pat
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert set(config) == {
         "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules",
-        "rank_pattern", "alpha_pattern", "bias", "fan_in_fan_out", "modules_to_save", "use_rslora", "use_dora",
+        "rank_pattern", "alpha_pattern", "bias", "fan_in_fan_out", "modules_to_save", "use_rslora",
         "inference_mode", "init_lora_weights",
     }  # fmt: skip
     keys = [*config["rank_pattern"], *config["alpha_pattern"]]
