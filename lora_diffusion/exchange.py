@@ -203,10 +203,11 @@ def _copies(
 
 
 def _component_for(source: str, adapter: Adapter, target: Any, modules: Mapping[str, nn.Module]) -> str:
-    """A bare module of no particular kind takes an adapter of one component, whatever its name; and the reverse."""
+    """A bare module of no particular kind takes an adapter of one component, whatever its name; and the reverse. One
+    text encoder takes what was made for another: whether the widths fit is seen later."""
     if isinstance(target, nn.Module) and len(adapter.layers()) == 1 and source not in modules:
         (only,) = modules
-        if BARE in (only, source):
+        if BARE in (only, source) or all(name.startswith("text_encoder") for name in (only, source)):
             return only
     return source
 

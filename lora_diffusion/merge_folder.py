@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .adapter import Adapter
-from .errors import AdapterMismatchError, ConfigError, ModelNotFoundError
+from .errors import AdapterMismatchError, ConfigError, LoraDiffusionError
 from .fit import Layer, fitted
 from .folder_match import check_complete, match_folder
 from .layers import LoraFactors, attach, detach, layer_kind
@@ -66,12 +66,13 @@ def merge_folder(
     on_progress: OnProgress | None = None,
 ) -> FolderMerge:
     """Write a copy of the folder whose weights are W + Σ weight · ΔW, each computed in fp32 and rounded once to the
-    dtype of the file: bit for bit what `merge_adapters` makes of the loaded model.
+    dtype of the file: bit for bit what `merge_adapters` makes of the loaded model (with DoRA up to the last bit of its
+    norms in fp32, which depends on how a weight lies in memory).
 
     adapters: {name: (adapter, weight)}. on_progress: told (name of the weight, done, total).
     The output appears whole or not at all. Everything that is no weight of an adaptable model is copied as it is.
     Raises ConfigError for an output that exists or lies in the folder, AdapterMismatchError for an adapter that does
-    not fit or cannot be merged, ModelNotFoundError where the folder is damaged or the disk is full.
+    not fit or cannot be merged, LoraDiffusionError where the output cannot be written (the disk is full, say).
     """
     target = _checked_output(folder, Path(output))
     plan, notes = _plan(folder, adapters)
@@ -88,9 +89,10 @@ def merge_folder(
             on_progress(f"{planned.component}.{planned.path}", done, total)
         return result
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    temporary: Path | None = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
         left_out = _copy_rest(folder, temporary)
         for part in folder.components.values():
             place = temporary / part.path.relative_to(folder.path)
@@ -100,9 +102,10 @@ def merge_folder(
         temporary.chmod(0o777 & ~_umask())
         temporary.replace(target)
     except OSError as problem:
-        raise ModelNotFoundError(f"{target} could not be written: {problem.strerror or problem}") from problem
+        raise LoraDiffusionError(f"{target} could not be written: {problem.strerror or problem}") from problem
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     return FolderMerge(str(target), _report(adapters, plan, accounts), left_out, [*folder.notes(), *notes])
 
 

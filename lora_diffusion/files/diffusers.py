@@ -14,7 +14,9 @@ component, does not look at them.
 
 There are no alpha tensors. Scales come from the JSON under `lora_adapter_metadata` (diffusers ≥ 0.34), with keys
 `<component>.<LoraConfig field>`; without it alpha equals the rank. Because tools drop that metadata, what is written
-has every scale multiplied into B, and says alpha = rank: losing the metadata changes nothing.
+has every scale multiplied into B, and says alpha = rank: losing the metadata changes nothing. Nor may ranks differ
+within a component: without alphas, diffusers up to 0.35 scales each layer by the first one's rank over its own. Smaller
+ranks are padded with zeros, which reading our own files takes off again.
 """
 
 from __future__ import annotations
@@ -99,6 +101,7 @@ def write(adapter: Adapter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     tensors: dict[str, torch.Tensor] = {}
     described: dict[str, Any] = {}
     for component, layers in adapter.components.items():
+        layers = _of_one_rank(layers)
         for path, layer in layers.items():
             key = f"{component}.{canonical_path(component, path)}"
             tensors[f"{key}.lora_A.weight"] = layer.a
@@ -171,6 +174,20 @@ def _folded(layer: LowRank) -> torch.Tensor:
         return layer.b
     exact = torch.promote_types(layer.b.dtype, torch.float32)
     return (layer.b.to(exact) * layer.scale).to(layer.b.dtype)
+
+
+def _of_one_rank(layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """The same layers, all of the largest rank; grouped convolutions, whose ranks are in blocks, as they are."""
+    most = max(layer.rank for layer in layers.values())
+    padded = {}
+    for path, layer in layers.items():
+        more = most - layer.rank
+        if more and layer.b.shape[1] == layer.rank:
+            a = torch.cat([layer.a, layer.a.new_zeros(more, *layer.a.shape[1:])])
+            b = torch.cat([layer.b, layer.b.new_zeros(layer.b.shape[0], more, *layer.b.shape[2:])], dim=1)
+            layer = dataclasses.replace(layer, a=a, b=b)
+        padded[path] = layer
+    return padded
 
 
 def _minimal(component: str, layers: Mapping[str, LowRank]) -> dict[str, Any]:

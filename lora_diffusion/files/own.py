@@ -8,6 +8,7 @@ It only describes. What is not understood becomes a note, not an error; the tens
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..adapter import Adapter
+from ..adapter import Adapter, LowRank
 from ..config import LoraConfig
 from ..errors import ConfigError
 from .safetensors_file import TensorFile, tensor_bytes, word_of
@@ -67,8 +68,18 @@ def describe(source: Source, adapter: Adapter) -> None:
             adapter.notes.append(
                 f"the file's own config of {component} was not understood, and inferred instead ({reason})"
             )
+    for component, layers in adapter.components.items():
+        for path, layer in layers.items():
+            layers[path] = _without_padding(layer, adapter.configs[component].rank_for(path))
     if isinstance(value.get("sha256"), str) and isinstance(source, TensorFile):
         adapter.intact = value["sha256"] == source.sha256(with_names=True)
+
+
+def _without_padding(layer: LowRank, rank: int) -> LowRank:
+    """A layer without the zeros that a format of one rank for all asked for, if that is all that is beyond `rank`."""
+    if rank >= layer.rank or layer.b.shape[1] != layer.rank or layer.a[rank:].any() or layer.b[:, rank:].any():
+        return layer
+    return dataclasses.replace(layer, a=layer.a[:rank].clone(), b=layer.b[:, :rank].clone())
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -49,7 +49,8 @@ def read_pairs(
 
 def _check_shapes(file: Source, where: str, slot: Mapping[str, str]) -> None:
     a, b = file.tensors[slot["a"]].shape, file.tensors[slot["b"]].shape
-    fits = len(a) == len(b) >= 2 and a[0] == b[1] and all(size == 1 for size in b[2:]) and 0 not in (*a, *b)
+    fits = len(a) == len(b) >= 2 and all(size == 1 for size in b[2:]) and 0 not in (*a, *b)
+    fits = fits and (a[0] == b[1] or (len(a) == 4 and a[0] % b[1] == 0))  # convolutions in groups: B is in blocks
     if not fits:
         raise file.error(f"has factors that do not fit each other at {where}: A {list(a)}, B {list(b)}")
     if a[0] > MAX_RANK:

@@ -309,3 +309,13 @@ def test_a_strangers_file_fits_stable_diffusion_15() -> None:
     assert (report.matched, report.unmatched) == (128, 0)
     ld.unload(unet)
     assert list(unet.state_dict()) == names
+
+
+def test_one_text_encoder_takes_what_is_named_for_another(tiny_pipeline: Any, randomise: Callable[..., None]) -> None:
+    """SDXL's second text encoder alone, and a file whose names do not say which of the two it is for."""
+    ld.add_adapter(tiny_pipeline, ld.LoraConfig(r=2), components=["text_encoder"])
+    randomise(tiny_pipeline)
+    adapter = ld.get_adapter(tiny_pipeline)
+    ld.unload(tiny_pipeline)
+    other = ld.Adapter({"text_encoder_2": adapter.components["text_encoder"]})
+    assert ld.load_adapter(tiny_pipeline.text_encoder, other).matched == 8

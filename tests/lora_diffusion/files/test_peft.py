@@ -216,6 +216,35 @@ def same(one: ld.Adapter, other: ld.Adapter) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [
+        (tiny_gpt2, ["wte", "wpe", "c_attn", "c_fc"]),
+        (tiny_bert, ["word_embeddings", "position_embeddings", "query"]),
+        (tiny_llama, ["embed_tokens", "q_proj"]),
+        (tiny_t5, ["shared", "relative_attention_bias", "v"]),
+        (tiny_text_encoder, ["token_embedding", "fc1"]),
+    ],
+)
+def test_adapters_that_were_made_here(
+    built: Callable[[Build], nn.Module], randomise: Callable[..., None], build: Build, names: list[str], tmp_path: Path
+) -> None:
+    """No folder says what an embedding or a Conv1D is: their names do, and PEFT takes every layer without a warning."""
+    model = built(build)
+    ld.add_adapter(model, ld.LoraConfig(r=2, lora_alpha=5, target_modules=names))
+    randomise(model, std=0.3)
+    ld.save_adapter(model, tmp_path / "a", format="peft")
+    torch.testing.assert_close(answer(loaded(built(build), tmp_path / "a")), answer(model), rtol=1e-5, atol=1e-5)
+
+
+def test_alphas_of_clip_by_its_own_names(built: Callable[[Build], nn.Module], tmp_path: Path) -> None:
+    """A pattern is for the names in the file, whatever this library calls the layers."""
+    config = {"r": 2, "target_modules": ["q_proj"], "alpha_pattern": {"^encoder.layers.0.self_attn.q_proj": 6}}
+    theirs = learned(built(tiny_text_encoder), **config)
+    adapter = ld.read_adapter(save(theirs, tmp_path / "a"))
+    assert [low_rank.scale for low_rank in adapter.components["text_encoder"].values()] == [3.0, 4.0]
+
+
 def test_auto_class_and_base_name(built: Callable[[Build], nn.Module], tmp_path: Path) -> None:
     """AutoPeftModelForCausalLM finds the base by the name in the config and gives the same logits."""
     model = built(tiny_llama)
@@ -347,6 +376,8 @@ def test_scales_that_peft_cannot_say_are_folded(built: Callable[[Build], nn.Modu
     """Zero and negative scales, beside others that stay as they are; PEFT adds the same deltas."""
     adapter = adapter_of(q0=layer(2, -0.5), q1=layer(3, 0.0), o0=layer(2, 1.5), o1=layer(2, 5 / 3**0.5))
     ld.write_adapter(adapter, tmp_path / "a", format="peft")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert min([config["lora_alpha"], *config["alpha_pattern"].values()]) > 0
     wrapped = loaded(built(tiny_llama), tmp_path / "a")
     for path, low_rank in adapter.components["model"].items():
         theirs = wrapped.get_submodule(f"base_model.model.{path}").get_delta_weight("default")
@@ -411,6 +442,24 @@ def test_writing_is_repeatable_and_whole_or_not_at_all(tmp_path: Path) -> None:
     both = ld.Adapter({"unet": {QUERY: layer()}, "text_encoder": {"text_model.encoder.layers.0.mlp.fc1": layer()}})
     ld.write_adapter(both, target, format="peft")
     assert sorted(item.name for item in target.iterdir()) == ["README.md", "text_encoder", "unet"]
+    assert [item.name for item in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_cannot_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old one is back where it was."""
+    ld.write_adapter(adapter_of(q0=layer()), tmp_path / "a", format="peft")
+    first = {item.name: item.read_bytes() for item in (tmp_path / "a").iterdir()}
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise PermissionError(13, "not this time")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(PermissionError):
+        ld.write_adapter(adapter_of(q0=layer(3)), tmp_path / "a", format="peft")
+    assert {item.name: item.read_bytes() for item in (tmp_path / "a").iterdir()} == first
     assert [item.name for item in tmp_path.iterdir()] == ["a"]
 
 

@@ -134,6 +134,8 @@ def prompt_of(kind: str, shape: tuple[int, ...], **fields: Any) -> ld.Adapter:
         (llama, prompt_of("PROMPT_TUNING", (3, 16))),
         (gpt2, prompt_of("P_TUNING", (3, 16), template="<v><v><v> text", pure_prefix=True)),
         (llama, prompt_of("PREFIX_TUNING", (3, 32), num_layers=2, num_attention_heads=2)),
+        (gpt2, prompt_of("PREFIX_TUNING", (3, 64), num_layers=2, num_attention_heads=2, prefix_projection=True)),
+        (t5, prompt_of("PROMPT_TUNING", (4, 16), task_type="SEQ_2_SEQ_LM")),
     ],
 )
 def test_from_little(build: Callable[[], nn.Module], adapter: ld.Adapter, tmp_path: Path) -> None:
