@@ -54,7 +54,40 @@ COMMANDS = {
             "app.commands:sample",
         ),
         Command(
-            "inspect", "say what is in an adapter file", "app.inspect_config:InspectConfig", "app.commands:inspect"
+            "inspect",
+            "say what is in an adapter file, and whether it fits a model",
+            "app.file_configs:InspectConfig",
+            "app.inspect_command:inspect",
+        ),
+        Command(
+            "convert",
+            "write an adapter in another tool's format",
+            "app.file_configs:ConvertConfig",
+            "app.file_commands:convert",
+        ),
+        Command(
+            "combine",
+            "one adapter out of several, each with a weight",
+            "app.file_configs:CombineConfig",
+            "app.file_commands:combine",
+        ),
+        Command(
+            "resize",
+            "bring an adapter to another rank",
+            "app.file_configs:ResizeConfig",
+            "app.file_commands:resize",
+        ),
+        Command(
+            "extract",
+            "an adapter out of the difference of two models",
+            "app.file_configs:ExtractConfig",
+            "app.model_commands:extract",
+        ),
+        Command(
+            "merge",
+            "a model folder with adapters added to its weights",
+            "app.file_configs:MergeConfig",
+            "app.model_commands:merge",
         ),
     )
 }

@@ -5,12 +5,10 @@ Each takes a parsed config and whether debugging is on, and returns the exit cod
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from app.inspect_config import InspectConfig
 from train.demo_config import DemoConfig
 from train.dreambooth_config import DreamBoothConfig
 from train.sample_config import SampleConfig
@@ -72,55 +70,6 @@ def _job(debug: bool) -> Iterator[tuple[Any, Any]]:
             yield console, stop
         finally:
             console.close()
-
-
-def inspect(config: InspectConfig, debug: bool) -> int:
-    """`lora-diffusion inspect FILE`."""
-    import lora_diffusion as ld
-
-    facts = describe(ld.read_adapter(config.file))
-    if config.json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
-        return 0
-    print(f"file        {config.file}")
-    print(f"dialect     {facts['dialect']}")
-    for name, part in facts["components"].items():
-        print(
-            f"{name:<11} {part['layers']} layers, rank {_spread(part['ranks'])}, scale {_spread(part['scales'])}, "
-            f"{part['parameters']:,} parameters"
-        )
-    for title in ("metadata", "foreign"):
-        for key, value in facts[title].items():
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            print(f"{key:<11} {text if len(text) <= 200 else text[:197] + '...'}")
-    for note in facts["notes"]:
-        print(f"note        {note}")
-    return 0
-
-
-def describe(adapter: Any) -> dict[str, Any]:
-    """What is in an `Adapter`, as JSON-ready values."""
-    components = {}
-    for name, layers in adapter.components.items():
-        components[name] = {
-            "layers": len(layers),
-            "ranks": sorted({layer.rank for layer in layers.values()}),
-            "scales": sorted({round(layer.scale, 6) for layer in layers.values()}),
-            "parameters": sum(layer.a.numel() + layer.b.numel() for layer in layers.values()),
-            "dtypes": sorted({str(layer.a.dtype).removeprefix("torch.") for layer in layers.values()}),
-            "paths": sorted(layers),
-        }
-    return {
-        "dialect": adapter.dialect,
-        "components": components,
-        "metadata": adapter.metadata,
-        "foreign": adapter.foreign,
-        "notes": adapter.notes,
-    }
-
-
-def _spread(values: list[float]) -> str:
-    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
 
 
 def _quoted(text: str) -> str:

@@ -40,7 +40,7 @@ def parse(
         ConfigError: a flag that is unknown, unsupported or missing, or a value that cannot be used.
     """
     parser = make_parser(config_class, program=program, description=description)
-    known, rest = parser.parse_known_args([_spelled(argument) for argument in arguments])
+    known, rest = parser.parse_known_intermixed_args([_spelled(argument) for argument in arguments])
     items = settings_of(config_class)
     if rest:
         _refuse(rest[0], items, unsupported or {})
@@ -76,9 +76,11 @@ def make_parser(config_class: type, *, program: str = "", description: str = "")
 def _add(group: Any, item: Setting) -> None:
     text = _help(item)
     if item.positional:
-        group.add_argument(item.name, nargs="?", metavar=item.metavar or item.name.upper(), help=text)
+        many = "*" if item.repeated else "?"
+        group.add_argument(item.name, nargs=many, metavar=item.metavar or item.name.upper(), help=text)
         return
-    flags = [f"--{item.name}", *(f"--{alias}" for alias in item.aliases)]
+    short = [f"-{item.short}"] if item.short else []
+    flags = [*short, f"--{item.name}", *(f"--{alias}" for alias in item.aliases)]
     if item.kind is bool:
         group.add_argument(*flags, dest=item.name, action="store_true", help=text)
         group.add_argument(f"--no_{item.name}", dest=item.name, action="store_false", help=argparse.SUPPRESS)
@@ -125,7 +127,9 @@ def _spelled(argument: str) -> str:
 
 
 def _flag(item: Setting) -> str:
-    return item.metavar or item.name.upper() if item.positional else f"--{min((item.name, *item.aliases), key=len)}"
+    if item.positional:
+        return item.metavar or item.name.upper()
+    return f"-{item.short}" if item.short else f"--{min((item.name, *item.aliases), key=len)}"
 
 
 def _refuse(argument: str, items: Sequence[Setting], unsupported: Mapping[str, str]) -> NoReturn:

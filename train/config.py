@@ -34,6 +34,7 @@ def setting(
     metavar: str | None = None,
     decides: bool = True,
     positional: bool = False,
+    short: str | None = None,
 ) -> Any:
     """A config field: `dataclasses.field` with what the faces need to know about it.
 
@@ -47,7 +48,8 @@ def setting(
         metavar: what stands for the value in the help.
         decides: False for settings that do not change the result (previews, logging, places), so that a run may be
             resumed with another value of them.
-        positional: given without a flag.
+        positional: given without a flag; a tuple takes any number of values.
+        short: one letter that is a flag too ("o" for `-o`).
     """
     metadata = {
         "help": help,
@@ -60,6 +62,7 @@ def setting(
         "metavar": metavar,
         "decides": decides,
         "positional": positional,
+        "short": short,
     }
     if isinstance(default, list | dict):
         raise TypeError("a default of a frozen config must not be mutable: use a tuple")
@@ -85,6 +88,7 @@ class Setting:
     metavar: str | None
     decides: bool
     positional: bool
+    short: str | None
 
     @property
     def required(self) -> bool:
@@ -105,7 +109,7 @@ def settings_of(config_class: type) -> tuple[Setting, ...]:
     return tuple(found)
 
 
-_META = ("choices", "minimum", "above", "maximum", "metavar")
+_META = ("choices", "minimum", "above", "maximum", "metavar", "short")
 
 
 def check(config: Any) -> None:

@@ -50,6 +50,46 @@ def test_values_of_every_kind() -> None:
     assert parse(Small, ["f", "--fast", "--no-fast"]) == Small("f")
 
 
+@dataclass(frozen=True)
+class Several:
+    model: str = setting(help="where", positional=True)
+    files: tuple[str, ...] = setting(help="what", positional=True, metavar="FILE:WEIGHT")
+    output: str = setting(help="where to", short="o")
+    quiet: bool = setting(False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["m a:0.7 b:-0.5 -o out --quiet", "--quiet -o out m a:0.7 b:-0.5", "m -o=out a:0.7 --quiet b:-0.5",
+     "m a:0.7 --output out b:-0.5 --quiet"],
+)  # fmt: skip
+def test_lists_without_a_flag_and_short_flags(words: str) -> None:
+    """Values and flags may stand in any order."""
+    got = parse(Several, [word.replace("-o=", "-o") for word in words.split()])
+    assert got == Several("m", ("a:0.7", "b:-0.5"), "out", True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "MODEL and FILE:WEIGHT and -o must be given"),
+        ("m -o out", "FILE:WEIGHT must be given"),
+        ("m a", "-o must be given"),
+        ("m a -o", "expected one argument"),
+        ("m a -o out -x", "no flag --x"),
+        ("m a -o out --quite b", "no flag --quite; did you mean --quiet"),
+    ],
+)
+def test_misuse_of_lists_and_short_flags(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(Several, words.split())
+
+
+def test_a_short_flag_is_in_the_help() -> None:
+    text = make_parser(Several, program="x").format_help()
+    assert "-o OUTPUT" in text.replace("STR", "OUTPUT") and "FILE:WEIGHT" in text
+
+
 def test_dashes_and_underscores_are_the_same_in_flags_only() -> None:
     one = parse(DreamBoothConfig, [*GIVEN, "--train-batch-size", "2", "--output-dir=a-b"])
     other = parse(DreamBoothConfig, [*GIVEN, "--train_batch_size", "2", "--output_dir=a-b"])
