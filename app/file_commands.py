@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from app.file_configs import CombineConfig, ConvertConfig, ResizeConfig
-from app.file_output import check_output, megabytes, read_lowered, read_weighted, say, size_of, torch_dtype, write
+from app.file_output import check_output, megabytes, progress, read_weighted, say, size_of, torch_dtype, write
 from lora_diffusion.errors import ConfigError
 from lora_diffusion.text import printable
 
@@ -55,15 +55,18 @@ def combine(config: CombineConfig, debug: bool) -> int:
 
     import lora_diffusion as ld
 
-    result = ld.combine(
-        [read_lowered(file) for _, file, _ in wanted],
-        [weight for _, _, weight in wanted],
-        config.method,
-        r=config.rank,
-        density=config.density,
-        generator=torch.Generator().manual_seed(config.seed),
-        dtype=torch_dtype(config.dtype),
-    )
+    adapters = [ld.read_adapter(file) for _, file, _ in wanted]
+    with progress("layers combined") as said:
+        result = ld.combine(
+            adapters,
+            [weight for _, _, weight in wanted],
+            config.method,
+            r=config.rank,
+            density=config.density,
+            generator=torch.Generator().manual_seed(config.seed),
+            dtype=torch_dtype(config.dtype),
+            on_progress=said,
+        )
     return write_derived(result, config.output, config.to, config.json)
 
 
@@ -74,8 +77,11 @@ def resize(config: ResizeConfig, debug: bool) -> int:
     check_output(config.output, config.to, config.source)
     import lora_diffusion as ld
 
-    adapter = read_lowered(config.source)
-    result = ld.resize(adapter, config.rank, energy=config.energy, dtype=torch_dtype(config.dtype))
+    adapter = ld.read_adapter(config.source)
+    with progress("layers resized") as said:
+        result = ld.resize(
+            adapter, config.rank, energy=config.energy, dtype=torch_dtype(config.dtype), on_progress=said
+        )
     return write_derived(result, config.output, config.to, config.json)
 
 

@@ -22,23 +22,12 @@ def read_weighted(texts: tuple[str, ...]) -> list[tuple[str, str, float]]:
 
     found: list[tuple[str, str, float]] = []
     for text in texts:
-        try:
-            wanted = parse_adapter(text)
-        except ConfigError as problem:
-            raise ConfigError(str(problem).removeprefix("--adapter ")) from None
+        wanted = parse_adapter(text, flag="")
         taken = {name for name, _, _ in found}
         label = printable(wanted.label)
         names = [label, *(f"{label}-{n}" for n in range(2, len(texts) + 1))]
         found.append((next(name for name in names if name not in taken), wanted.file, wanted.weight))
     return found
-
-
-def read_lowered(file: str) -> Any:
-    """The adapter in a file, all of its layers as products of two factors."""
-    import lora_diffusion as ld
-    from lora_diffusion.lowering import lowered
-
-    return lowered(ld.read_adapter(file))
 
 
 def torch_dtype(name: str | None) -> Any:
@@ -101,12 +90,10 @@ def size_of(path: str) -> int:
 
 
 @contextmanager
-def progress(what: str, debug: bool) -> Iterator[OnProgress]:
-    """A bar on stderr with the time left, or a line now and then; libraries keep quiet, unless debugging is on."""
-    from app.console import Console, quieten
+def progress(what: str) -> Iterator[OnProgress]:
+    """A bar on stderr with the time left, or a line now and then."""
+    from app.console import Console
 
-    if not debug:
-        quieten()
     console = Console(out=sys.stderr)
     try:
         yield lambda where, done, total: console({"event": "prepare", "what": what, "done": done, "total": total})

@@ -11,10 +11,11 @@ from lora_diffusion.text import printable
 def extract(config: ExtractConfig, debug: bool) -> int:
     """`lora-diffusion extract --base FOLDER --tuned FOLDER --rank R -o FILE`."""
     check_output(config.output, config.to)
+    _quieten(debug)
     import lora_diffusion as ld
     from train.dreambooth_save import model_label
 
-    with progress("tensors compared", debug) as said:
+    with progress("tensors compared") as said:
         named: tuple[str, ...] | str = config.target_modules or "all"
         result = ld.extract(
             model_folder(config.base, config.variant),
@@ -33,12 +34,13 @@ def extract(config: ExtractConfig, debug: bool) -> int:
 def merge(config: MergeConfig, debug: bool) -> int:
     """`lora-diffusion merge MODEL A:0.8 -o FOLDER`."""
     wanted = read_weighted(config.adapters)
+    _quieten(debug)
     import lora_diffusion as ld
-    from lora_diffusion.merge import LOSS_WORTH_SAYING
     from lora_diffusion.merge_folder import merge_folder
+    from lora_diffusion.merge_layer import LOSS_WORTH_SAYING
 
     adapters = {name: (ld.read_adapter(file), weight) for name, file, weight in wanted}
-    with progress("layers merged", debug) as said:
+    with progress("layers merged") as said:
         done = merge_folder(model_folder(config.model, config.variant), adapters, config.output, said)
     merged = done.merged
     facts = {
@@ -70,3 +72,11 @@ def merge(config: MergeConfig, debug: bool) -> int:
     lines += [f"  left out {printable(name)}: it holds the weights once more, unmerged" for name in done.left_out]
     lines += [f"  note: {printable(note)}" for note in done.notes]
     return say(facts, config.json, lines)
+
+
+def _quieten(debug: bool) -> None:
+    """The libraries that know the model's classes keep quiet, unless debugging is on."""
+    from app.console import quieten
+
+    if not debug:
+        quieten()

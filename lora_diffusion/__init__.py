@@ -40,8 +40,11 @@ if TYPE_CHECKING:
         put_adapter,
         unload,
     )
-    from .merge import MergeReport, merge_adapters, unmerge_adapters
+    from .merge import merge_adapters, unmerge_adapters
+    from .merge_folder import merge_folder
+    from .merge_layer import MergeReport
     from .per_sample import adapters_per_sample
+    from .pipeline_folder import ModelFolder
     from .report import LoadReport, SaveReport
     from .switch import active_adapters, disable_adapters, list_adapters, set_adapters
 
@@ -52,7 +55,8 @@ _LAZY = {
     "LoraConfig": "config",
     "LoadReport": "report",
     "SaveReport": "report",
-    "MergeReport": "merge",
+    "MergeReport": "merge_layer",
+    "ModelFolder": "pipeline_folder",
     "adapters_per_sample": "per_sample",
     "Derived": "arithmetic",
     "combine": "arithmetic",
@@ -61,6 +65,7 @@ _LAZY = {
     "layers_without_effect": "checks",
     "layers_without_gradient": "checks",
     "merge_adapters": "merge",
+    "merge_folder": "merge_folder",
     "reserve_adapter": "hotswap",
     "unmerge_adapters": "merge",
     "load_adapter": "exchange",
@@ -91,6 +96,7 @@ __all__ = [
     "LoraDiffusionError",
     "LowRank",
     "MergeReport",
+    "ModelFolder",
     "ModelNotFoundError",
     "SaveReport",
     "TrainingError",
@@ -108,6 +114,7 @@ __all__ = [
     "list_adapters",
     "load_adapter",
     "merge_adapters",
+    "merge_folder",
     "put_adapter",
     "read_adapter",
     "reserve_adapter",

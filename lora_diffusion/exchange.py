@@ -14,17 +14,18 @@ from torch import nn
 
 from .adapter import MAX_NAME_LENGTH, Adapter, LowRank, inferred_config
 from .checks import layers_without_effect
-from .components import BARE, components_of, resolve_path
+from .components import components_of, resolve_path
 from .describe import base_of, trigger_words
 from .errors import AdapterMismatchError, ConfigError
 from .files import read_adapter, write_adapter
 from .fingerprint import compare, fingerprint
-from .fit import Layer, fitted, misfit
+from .fit import Layer, fitted
 from .hotswap import swap_in
 from .inject import get_adapter
 from .layers import LoraFactors
 from .layers.learned_copy import check_copyable, make_copy
-from .report import ComponentReport, LoadReport, SaveReport
+from .matching import component_for, match_component, mismatch
+from .report import LoadReport, SaveReport
 from .state import (
     adapter_names,
     check_layers,
@@ -36,7 +37,7 @@ from .state import (
     state_of,
 )
 from .switch import check_weight
-from .targets import nearest_words, weighted_modules
+from .targets import nearest_words
 from .tokens import add_tokens, check_tokens, refuse_tokens
 
 # File names that say nothing; the folder's name is used instead.
@@ -84,14 +85,14 @@ def load_adapter(
     matched: dict[str, dict[str, tuple[nn.Module, Layer]]] = {}
     sources: dict[str, str] = {}
     for source, layers in adapter.layers().items():
-        component = _component_for(source, adapter, target, modules)
-        part, fitting = _match(component, layers, modules)
+        component = component_for(source, adapter, target, modules)
+        part, fitting = match_component(component, layers, modules)
         report.components[component] = part
         if fitting:
             matched[component], sources[component] = fitting, source
     report.refused_tokens = check_tokens(target, adapter.tokens)
     if report.matched == 0 or (strict and report.unmatched):
-        raise AdapterMismatchError(_mismatch(origin or "the adapter", report, modules))
+        raise AdapterMismatchError(mismatch(origin or "the adapter", report, modules))
     if strict:
         refuse_tokens(report.refused_tokens, origin or "the adapter")
     report.base = {c: compare(adapter.bases.get(sources[c]), c, modules[c]) for c in matched}
@@ -183,7 +184,7 @@ def _copies(
     """
     found: dict[str, dict[str, tuple[nn.Module, nn.Module]]] = {}
     for source, copies in adapter.copies.items():
-        component = _component_for(source, adapter, target, modules)
+        component = component_for(source, adapter, target, modules)
         if component not in modules:
             raise AdapterMismatchError(f"the adapter brings modules for {source}, which the target does not have")
         available = dict(modules[component].named_modules())
@@ -200,51 +201,6 @@ def _copies(
                 raise AdapterMismatchError(f"{component}.{path}: the adapter's copy does not fit ({reason})") from None
             found.setdefault(component, {})[where] = (available[where], learned)
     return found
-
-
-def _component_for(source: str, adapter: Adapter, target: Any, modules: Mapping[str, nn.Module]) -> str:
-    """A bare module of no particular kind takes an adapter of one component, whatever its name; and the reverse. One
-    text encoder takes what was made for another: whether the widths fit is seen later."""
-    if isinstance(target, nn.Module) and len(adapter.layers()) == 1 and source not in modules:
-        (only,) = modules
-        if BARE in (only, source) or all(name.startswith("text_encoder") for name in (only, source)):
-            return only
-    return source
-
-
-def _match(
-    component: str, layers: Mapping[str, Layer], modules: Mapping[str, nn.Module]
-) -> tuple[ComponentReport, dict[str, tuple[nn.Module, Layer]]]:
-    report = ComponentReport()
-    fitting: dict[str, tuple[nn.Module, Layer]] = {}
-    available = weighted_modules(modules[component]) if component in modules else {}
-    for path, layer in layers.items():
-        where = resolve_path(path, available)
-        if component not in modules:
-            report.unmatched[path] = f"the target has no {component}"
-        elif where is None:
-            report.unmatched[path] = "the model has no such module"
-        elif (reason := misfit(available[where], layer)) is not None:
-            report.unmatched[path] = reason
-        else:
-            fitting[where] = (available[where], layer)
-            report.matched.append(where)
-            report.ranks[layer.rank] += 1
-            report.alphas[layer.scale * layer.rank] += 1
-            report.scales[layer.scale] += 1
-    return report, fitting
-
-
-def _mismatch(origin: str, report: LoadReport, modules: Mapping[str, nn.Module]) -> str:
-    """One line: counts per component, the first layer that does not fit and why, the names nearest to it."""
-    counts = ", ".join(f"{len(p.matched)} of {p.total} in {c}" for c, p in report.components.items())
-    component, part = next((c, p) for c, p in report.components.items() if p.unmatched)
-    path, reason = next(iter(part.unmatched.items()))
-    hint = ""
-    if component in modules and reason == "the model has no such module":
-        hint = f"; {nearest_words(path, weighted_modules(modules[component]))}"
-    advice = " (strict=False loads the layers that fit)" if report.matched else ""
-    return f"{origin} does not fit the target: {counts} layers fit; {component}.{path}: {reason}{hint}{advice}"
 
 
 def _part(layer: nn.Module, low_rank: LowRank, dtype: torch.dtype) -> LoraFactors:

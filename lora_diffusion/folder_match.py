@@ -12,9 +12,9 @@ from .adapter import Adapter
 from .components import components_of
 from .describe import base_of, trigger_words
 from .errors import AdapterMismatchError
-from .exchange import _component_for, _match, _mismatch
 from .fingerprint import compare
 from .fit import Layer
+from .matching import component_for, match_component, mismatch
 from .pipeline_folder import ComponentFolder, ModelFolder
 from .report import LoadReport
 
@@ -28,8 +28,8 @@ def match_folder(adapter: Adapter, folder: ModelFolder) -> tuple[LoadReport, Mat
     report.intact, report.made_for, report.trigger_words = adapter.intact, base_of(adapter), trigger_words(adapter)
     matched: Matched = {}
     for source, layers in adapter.layers().items():
-        component = _component_for(source, adapter, folder.skeleton, modules)
-        report.components[component], matched[component] = _match(component, layers, modules)
+        component = component_for(source, adapter, folder.skeleton, modules)
+        report.components[component], matched[component] = match_component(component, layers, modules)
         if matched[component]:
             report.base[component] = _is_base(adapter.bases.get(source), folder.components[component])
     return report, matched
@@ -40,7 +40,7 @@ def check_complete(origin: str, report: LoadReport, folder: ModelFolder) -> None
     if not report.components:
         raise AdapterMismatchError(f"{origin} has no layers: there is nothing to put into {folder.path}")
     if report.matched == 0 or not report.complete:
-        raise AdapterMismatchError(_mismatch(origin, report, components_of(folder.skeleton)))
+        raise AdapterMismatchError(mismatch(origin, report, components_of(folder.skeleton)))
 
 
 def _is_base(made_for: Any, folder: ComponentFolder) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,46 +10,9 @@ from torch import nn
 
 from .components import components_of
 from .errors import AdapterMismatchError, ConfigError
-from .layers import layer_kind
-from .layers.dora import gain_over_base
 from .layers.quantised import is_quantised
+from .merge_layer import MergeAccount, MergeReport, merged_weight
 from .state import ComponentState, Merged, holders, refuse_copies, state_of, states, take_back
-
-LOSS_WORTH_SAYING = 0.01  # relative error of the update from which the report gives advice
-
-
-@dataclass
-class MergeReport:
-    """What `merge_adapters` did.
-
-    adapters: {component: {name: weight}} that are in the weights now. layers: {component: number of merged layers}.
-    error: ‖(merged − base) − ΔW‖ / ‖ΔW‖ over all layers of a component, Frobenius, after rounding to the base's dtype.
-    unchanged: share of the weights that ΔW should have moved and that rounding left as they were.
-    worst: {component: (path, its error)}.
-    weights: {component.path: the merged weight in float32, on the CPU}, where a copy was asked for.
-    """
-
-    adapters: dict[str, dict[str, float]] = field(default_factory=dict)
-    layers: dict[str, int] = field(default_factory=dict)
-    error: dict[str, float] = field(default_factory=dict)
-    unchanged: dict[str, float] = field(default_factory=dict)
-    worst: dict[str, tuple[str, float]] = field(default_factory=dict)
-    weights: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = []
-        for component, names in self.adapters.items():
-            said = ", ".join(f"{name} ({weight:g})" for name, weight in names.items())
-            lines.append(
-                f"{component}: {said} merged into {self.layers[component]} layers; the update is off by "
-                f"{self.error[component]:.2g} of its size, {self.unchanged[component]:.0%} of the weights did not move"
-            )
-        if any(error > LOSS_WORTH_SAYING for error in self.error.values()):
-            lines.append(
-                "  the base's dtype is too coarse for this update: run the adapter unmerged, or keep the exact weights "
-                "with keep_high_precision=True"
-            )
-        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -130,59 +92,21 @@ def _merge_component(
         for path, layer in state.adapters[name].layers.items():
             layers[id(layer)] = (path, layer)
     out: list[tuple[nn.Module, nn.Parameter, nn.Parameter]] = []
-    wrong = total = moved = still = 0.0
-    worst = ("", -1.0)
+    account = MergeAccount()
     for path, layer in layers.values():
         base = own.get(id(layer), layer._parameters["weight"])
         if is_quantised(base):
             raise AdapterMismatchError(f"{component}.{path} has quantised weights, which nothing can be added to: "
                                        "load the base in a floating dtype to merge")  # fmt: skip
-        delta = _delta(
-            f"{component}.{path}", layer, base, {n: w for n, w in weights.items() if n in layer.part_names()}
-        )
-        exact = (base.t() if layer.transposed else base).float() + delta
-        merged = exact.to(base.dtype)
-        if not torch.isfinite(merged).all():
-            raise AdapterMismatchError(f"{component}.{path} would leave the range of {base.dtype}: nothing was merged")
-        matrix = base.t() if layer.transposed else base
-        error, size = float((merged.float() - matrix.float() - delta).square().sum()), float(delta.square().sum())
-        wrong, total = wrong + error, total + size
-        moved += float((delta != 0).sum())
-        still += float(((delta != 0) & (merged == matrix)).sum())
-        if size and (error / size) ** 0.5 > worst[1]:
-            worst = (path, (error / size) ** 0.5)
-        stored = merged.t() if layer.transposed else merged
+        acting = {name: weight for name, weight in weights.items() if name in layer.part_names()}
+        stored, exact = merged_weight(component, path, layer, base, acting, account)
         parameter = nn.Parameter(stored.contiguous(memory_format=_format(base)), requires_grad=False)
         out.append((layer, base, parameter))
         if keep:
-            report.weights[f"{component}.{path}"] = (exact.t() if layer.transposed else exact).cpu()
+            report.weights[f"{component}.{path}"] = exact.cpu()
     report.adapters[component] = weights
-    report.layers[component] = len(out)
-    report.error[component] = (wrong / total) ** 0.5 if total else 0.0
-    report.unchanged[component] = still / moved if moved else 0.0
-    report.worst[component] = worst
+    account.write(report, component)
     return Merged(weights, out)
-
-
-def _delta(where: str, layer: Any, base: torch.Tensor, weights: dict[str, float]) -> torch.Tensor:
-    """ΔW of all named adapters at one layer, float32, as (out, in, …)."""
-    kind = layer_kind(layer)
-    assert kind is not None, "adapters are installed in adaptable layers only"
-    matrix = base.t() if layer.transposed else base
-    delta = torch.zeros(matrix.shape, dtype=torch.float32, device=base.device)
-    for name, weight in weights.items():
-        part = layer.part(name)
-        low = torch.zeros_like(delta)
-        for a, b, sign in part.pairs():
-            try:
-                low += part.scale * sign * kind.delta(layer, a.float(), b.float())
-            except ValueError as error:
-                raise AdapterMismatchError(f"{where}: {error}, and cannot be merged") from None
-        if part.lora_magnitude_vector is not None:
-            gain = gain_over_base(matrix, part).view(-1, *[1] * (matrix.ndim - 1))
-            low = (gain - 1) * matrix.float() + gain * low
-        delta += weight * low
-    return delta
 
 
 def _format(weight: torch.Tensor) -> torch.memory_format:

@@ -18,7 +18,7 @@ from .errors import AdapterMismatchError, ConfigError, LoraDiffusionError
 from .fit import Layer, fitted
 from .folder_match import check_complete, match_folder
 from .layers import LoraFactors, attach, detach, layer_kind
-from .merge import MergeReport, _delta
+from .merge_layer import MergeAccount, MergeReport, merged_weight
 from .pipeline_folder import ComponentFolder, ModelFolder, is_weights
 from .weight_file import WeightFile
 
@@ -46,18 +46,6 @@ class _Planned:
     layers: dict[str, tuple[Layer, float]] = field(default_factory=dict)
 
 
-@dataclass
-class _Account:
-    """Sums over the layers of one component, for `MergeReport`."""
-
-    layers: int = 0
-    wrong: float = 0.0
-    total: float = 0.0
-    moved: int = 0
-    still: int = 0
-    worst: tuple[str, float] = ("", -1.0)
-
-
 @torch.no_grad()
 def merge_folder(
     folder: ModelFolder,
@@ -77,13 +65,13 @@ def merge_folder(
     target = _checked_output(folder, Path(output))
     plan, notes = _plan(folder, adapters)
     total = sum(map(len, plan.values()))
-    accounts: dict[str, _Account] = {}
+    accounts: dict[str, MergeAccount] = {}
     done = 0
 
     def merged_into(jobs: Mapping[str, _Planned], name: str, base: torch.Tensor) -> torch.Tensor:
         nonlocal done
         planned = jobs[name]
-        result = _merged(planned, base, accounts.setdefault(planned.component, _Account()))
+        result = _merged(planned, base, accounts.setdefault(planned.component, MergeAccount()))
         done += 1
         if on_progress is not None:
             on_progress(f"{planned.component}.{planned.path}", done, total)
@@ -151,9 +139,9 @@ def _place(part: ComponentFolder, path: str) -> tuple[WeightFile, str]:
     return file, tensor
 
 
-def _merged(planned: _Planned, base: torch.Tensor, account: _Account) -> torch.Tensor:
-    """The merged weight as the file stores it; the same steps as in `merge._merge_component`."""
-    where, module = f"{planned.component}.{planned.path}", planned.module
+def _merged(planned: _Planned, base: torch.Tensor, account: MergeAccount) -> torch.Tensor:
+    """The merged weight as the file stores it."""
+    module = planned.module
     kind = layer_kind(module)
     assert kind is not None, "match_folder() has asked"
     parts = {name: _factors(module, layer) for name, (layer, _) in planned.layers.items()}
@@ -161,22 +149,12 @@ def _merged(planned: _Planned, base: torch.Tensor, account: _Account) -> torch.T
     try:
         for name, part in parts.items():
             module.add_part(name, part)
-        delta = _delta(where, module, base, {name: weight for name, (_, weight) in planned.layers.items()})
+        weights = {name: weight for name, (_, weight) in planned.layers.items()}
+        return merged_weight(planned.component, planned.path, module, base, weights, account)[0]
     finally:
         for name in list(module.part_names()):
             module.remove_part(name)
         detach(module)
-    matrix = base.t() if kind.transposed else base
-    merged = (matrix.float() + delta).to(base.dtype)
-    if not torch.isfinite(merged).all():
-        raise AdapterMismatchError(f"{where} would leave the range of {base.dtype}: nothing was written")
-    error, size = float((merged.float() - matrix.float() - delta).square().sum()), float(delta.square().sum())
-    account.layers, account.wrong, account.total = account.layers + 1, account.wrong + error, account.total + size
-    account.moved += int((delta != 0).sum())
-    account.still += int(((delta != 0) & (merged == matrix)).sum())
-    if size and (error / size) ** 0.5 > account.worst[1]:
-        account.worst = (planned.path, (error / size) ** 0.5)
-    return merged.t() if kind.transposed else merged
 
 
 def _factors(module: nn.Module, layer: Layer) -> LoraFactors:
@@ -188,7 +166,7 @@ def _factors(module: nn.Module, layer: Layer) -> LoraFactors:
 def _report(
     adapters: Mapping[str, tuple[Adapter, float]],
     plan: Mapping[Path, Mapping[str, _Planned]],
-    accounts: Mapping[str, _Account],
+    accounts: Mapping[str, MergeAccount],
 ) -> MergeReport:
     report = MergeReport()
     names: dict[str, set[str]] = {}
@@ -196,10 +174,7 @@ def _report(
         names.setdefault(planned.component, set()).update(planned.layers)
     for component, account in accounts.items():
         report.adapters[component] = {n: weight for n, (_, weight) in adapters.items() if n in names[component]}
-        report.layers[component] = account.layers
-        report.error[component] = (account.wrong / account.total) ** 0.5 if account.total else 0.0
-        report.unchanged[component] = account.still / account.moved if account.moved else 0.0
-        report.worst[component] = account.worst
+        account.write(report, component)
     return report
 
 

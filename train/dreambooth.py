@@ -26,7 +26,7 @@ from lora_diffusion.errors import ConfigError, LoraDiffusionError, TrainingError
 from train.config import to_dict
 from train.dreambooth_config import DEFAULT_STEPS, DreamBoothConfig, validate
 from train.dreambooth_data import StoppedEarly, read_photos
-from train.dreambooth_learn import prompts_of
+from train.dreambooth_learn import text_states
 from train.dreambooth_run import Result, Run, seconds_since
 from train.dreambooth_save import Saver, check_same_run
 from train.memory import MemoryMeter
@@ -78,7 +78,7 @@ def train(
     saver = Saver(folder, config, pipe)
     checkpoint = saver.find_checkpoint()
     schedule = NoiseSchedule.of(pipe.scheduler)
-    prompts_of(config, pipe)  # a prompt too long shows itself here
+    text_states(config, pipe)  # a prompt too long shows itself here
     if checkpoint is not None:
         check_same_run(checkpoint, config)
     folder.open(to_dict(config), fresh=checkpoint is None, overwrite=config.overwrite)

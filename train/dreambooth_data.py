@@ -113,10 +113,12 @@ def _bank(config: DreamBoothConfig, pipe: Any, images: list[Image.Image], stream
         squares(image, side, center=config.center_crop, generator=draws.at(f"{stream}/crops", number))
         for number, image in enumerate(images)
     ]
+    prompt = {"instance": config.instance_prompt, "prior": config.class_prompt or ""}[stream]
     what = {"instance": "photos encoded", "prior": "class pictures encoded"}[stream]
     return encode(
         pipe.vae,
         pictures,
+        [prompt] * len(pictures),
         stream,
         on_progress=lambda done, total: folder.emit("prepare", what=what, done=done, total=total),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from train.latents import LatentBank, Sample
 from train.learner import Group, Learner, OptimizerSettings
 from train.objective import NoiseSchedule, losses
 from train.randomness import Draws, derive_seed
-from train.text_states import Prompts
+from train.text_states import TextStates
 
 
 def build_learner(config: DreamBoothConfig, pipe: Any, device: torch.device) -> Learner:
@@ -51,11 +52,11 @@ def build_learner(config: DreamBoothConfig, pipe: Any, device: torch.device) -> 
 
 
 class BatchLoss:
-    """From the position of a micro-batch to its loss.
+    """From the position of a micro-batch to its losses.
 
-    A micro-batch holds `train_batch_size` photos and, with prior preservation, as many class pictures behind them.
-    Sample number k of the run is the same however samples are grouped, so accumulation equals a bigger batch up to
-    rounding.
+    A micro-batch holds `train_batch_size` photos; with prior preservation as many class pictures follow it, as a batch
+    of their own, so that they take no memory on top. Sample number k of the run is the same however samples are
+    grouped, so accumulation equals a bigger batch up to rounding.
     """
 
     def __init__(
@@ -64,32 +65,31 @@ class BatchLoss:
         unet: Any,
         schedule: NoiseSchedule,
         data: Data,
-        prompts: Prompts,
+        texts: TextStates,
         device: torch.device,
     ) -> None:
-        self.config, self.unet, self.data, self.prompts, self.device = config, unet, data, prompts, device
+        self.config, self.unet, self.data, self.texts, self.device = config, unet, data, texts, device
         self.schedule = schedule.to(device)
         self.draws = Draws(config.seed)
 
-    def __call__(self, position: int) -> torch.Tensor:
+    def __call__(self, position: int) -> Iterator[torch.Tensor]:
+        """Scalars with a graph each, whose sum is the loss of micro-batch `position`; backward goes between them."""
         size = self.config.train_batch_size
-        samples = self._samples(self.data.instance, position, size)
+        yield self._mean(self._samples(self.data.instance, position, size))
         if self.data.prior is not None:
-            samples += self._samples(self.data.prior, position, size)
-        states = self.prompts.states().repeat_interleave(size, dim=0)
+            yield self.config.prior_loss_weight * self._mean(self._samples(self.data.prior, position, size))
+
+    def _mean(self, samples: list[Sample]) -> torch.Tensor:
         each = losses(
             self.unet,
             self.schedule,
             torch.stack([sample.latents for sample in samples]).to(self.device),
             torch.stack([sample.noise for sample in samples]).to(self.device),
             torch.tensor([sample.timestep for sample in samples], device=self.device),
-            states,
+            self.texts.states([sample.caption for sample in samples]),
             snr_gamma=self.config.snr_gamma,
         )
-        loss = each[:size].mean()
-        if self.data.prior is not None:
-            loss = loss + self.config.prior_loss_weight * each[size:].mean()
-        return loss
+        return each.mean()
 
     def _samples(self, bank: LatentBank, position: int, size: int) -> list[Sample]:
         return [
@@ -98,15 +98,14 @@ class BatchLoss:
         ]
 
 
-def prompts_of(config: DreamBoothConfig, pipe: Any) -> Prompts:
-    """The prompts of a run, in the order in which `BatchLoss` wants their states.
-
-    A validation prompt is not among them, but is checked along with them.
+def text_states(config: DreamBoothConfig, pipe: Any) -> TextStates:
+    """The states of a run's prompts. A validation prompt is not among them, but is checked along with them.
 
     Raises:
         ConfigError: one of them is too long.
     """
-    texts = [config.instance_prompt, *([config.class_prompt or ""] if config.with_prior_preservation else [])]
     if config.validation_prompt is not None:
-        Prompts(pipe, [config.validation_prompt])
-    return Prompts(pipe, texts, max_length=config.tokenizer_max_length, use_mask=config.text_encoder_use_attention_mask)
+        TextStates(pipe).add([config.validation_prompt])
+    texts = TextStates(pipe, max_length=config.tokenizer_max_length, use_mask=config.text_encoder_use_attention_mask)
+    texts.add([config.instance_prompt, *([config.class_prompt or ""] if config.with_prior_preservation else [])])
+    return texts

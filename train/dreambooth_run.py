@@ -15,7 +15,7 @@ from lora_diffusion.errors import TrainingError
 from train import loop
 from train.dreambooth_config import DreamBoothConfig
 from train.dreambooth_data import encode_data, prepare_class_images
-from train.dreambooth_learn import BatchLoss, build_learner, prompts_of
+from train.dreambooth_learn import BatchLoss, build_learner, text_states
 from train.dreambooth_save import Saver, model_label
 from train.learner import Learner
 from train.memory import MemoryMeter
@@ -83,15 +83,15 @@ class Run:
         class_paths = prepare_class_images(config, pipe, self.device, folder, self.should_stop)
         data = encode_data(config, pipe, photos, class_paths, folder)
         self.saver.check_data(checkpoint, data.fingerprint)
-        prompts = prompts_of(config, pipe)
+        texts = text_states(config, pipe)
         learner = build_learner(config, pipe, self.device)
         if not config.train_text_encoder:
-            prompts.cache()
+            texts.cache()
         self._make_room()
         if checkpoint is not None:
             learner.load(checkpoint)
         end, seconds = self._loop(
-            BatchLoss(config, pipe.unet, schedule, data, prompts, self.device), learner, start_step, tracking
+            BatchLoss(config, pipe.unet, schedule, data, texts, self.device), learner, start_step, tracking
         )
         if end.stopped and folder.checkpoints.joinpath(f"step-{end.step}") not in folder.checkpoints.glob("step-*"):
             self._checkpoint(end.step, learner)
@@ -120,7 +120,7 @@ class Run:
         return result
 
     def _loop(
-        self, micro_loss: BatchLoss, learner: Learner, start_step: int, tracking: Trackers
+        self, micro_losses: BatchLoss, learner: Learner, start_step: int, tracking: Trackers
     ) -> tuple[loop.LoopEnd, float]:
         config = self.config
         settings = loop.LoopSettings(
@@ -142,7 +142,7 @@ class Run:
         began = time.perf_counter()
         try:
             end = loop.run(
-                micro_loss, learner, settings, start_step=start_step, on_step=on_step, after_step=after_step,
+                micro_losses, learner, settings, start_step=start_step, on_step=on_step, after_step=after_step,
                 on_first_gradients=lambda: self._check_gradients(learner), should_stop=self.should_stop,
             )  # fmt: skip
         except loop.Diverged as problem:

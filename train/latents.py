@@ -20,11 +20,13 @@ ENCODE_BATCH = 4
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sample: latents and noise of shape (channels, height, width) in fp32, and a timestep."""
+    """One training sample: latents and noise of shape (channels, height, width) in fp32, a timestep, and what is said
+    of the picture."""
 
     latents: torch.Tensor
     noise: torch.Tensor
     timestep: int
+    caption: str
 
 
 class LatentBank:
@@ -32,12 +34,15 @@ class LatentBank:
 
     Args:
         means, stds: for each picture, (crops, channels, height, width) in fp32 on the CPU.
+        captions: what is said of each picture.
         scaling: the factor that brings latents to the UNet's scale (`vae.config.scaling_factor`).
         stream: the name under which this bank draws.
     """
 
-    def __init__(self, means: list[torch.Tensor], stds: list[torch.Tensor], scaling: float, stream: str) -> None:
-        self.means, self.stds, self.scaling, self.stream = means, stds, scaling, stream
+    def __init__(
+        self, means: list[torch.Tensor], stds: list[torch.Tensor], captions: list[str], scaling: float, stream: str
+    ) -> None:
+        self.means, self.stds, self.captions, self.scaling, self.stream = means, stds, captions, scaling, stream
 
     def __len__(self) -> int:
         return len(self.means)
@@ -56,13 +61,14 @@ class LatentBank:
         timestep = int(torch.randint(timesteps, (1,), generator=generator))
         if noise_offset:
             noise = noise + noise_offset * torch.randn(mean.shape[0], 1, 1, generator=generator)
-        return Sample(latents, noise, timestep)
+        return Sample(latents, noise, timestep, self.captions[picture])
 
 
 @torch.no_grad()
 def encode(
     vae: Any,
     pictures: Sequence[Sequence[torch.Tensor]],
+    captions: list[str],
     stream: str,
     *,
     on_progress: Callable[[int, int], None] | None = None,
@@ -75,7 +81,7 @@ def encode(
     Args:
         vae: an `AutoencoderKL`, on the device where it is to run.
         pictures: for each picture its crops, (3, side, side) in [-1, 1].
-        stream: see `LatentBank`.
+        captions, stream: see `LatentBank`.
         on_progress: called with (pictures done, pictures in all).
     """
     dtype = vae.dtype
@@ -93,7 +99,8 @@ def encode(
     if dtype != torch.float32:
         vae.to(dtype)
     counts = [len(crops) for crops in pictures]
-    return LatentBank(_regroup(means, counts), _regroup(stds, counts), float(vae.config.scaling_factor), stream)
+    scaling = float(vae.config.scaling_factor)
+    return LatentBank(_regroup(means, counts), _regroup(stds, counts), captions, scaling, stream)
 
 
 def _regroup(flat: list[torch.Tensor], counts: list[int]) -> list[torch.Tensor]:

@@ -1,7 +1,8 @@
 """The training loop. It knows a function from a position to a loss, and nothing of what the loss means.
 
-Every recipe (pictures now, text later) hands it `micro_loss(position)`: the mean loss of micro-batch number `position`,
-counted from 0 over the whole run. All randomness follows from that number (see `train.randomness`), so a run that is
+Every recipe (pictures now, text later) hands it `micro_losses(position)`: scalars whose sum is the mean loss of
+micro-batch number `position`, counted from 0 over the whole run. Each goes backward before the next is computed, so
+that they share the memory. All randomness follows from that number (see `train.randomness`), so a run that is
 killed and resumed computes the same numbers as one that never stopped.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -88,7 +89,7 @@ class Speed:
 
 
 def run(
-    micro_loss: Callable[[int], torch.Tensor],
+    micro_losses: Callable[[int], Iterable[torch.Tensor]],
     learner: Learner,
     settings: LoopSettings,
     *,
@@ -101,7 +102,7 @@ def run(
     """Take steps until `settings.max_steps`.
 
     Args:
-        micro_loss: position of a micro-batch → its loss, a scalar with a graph.
+        micro_losses: position of a micro-batch → its losses, scalars with a graph each.
         learner: what is moved.
         start_step: steps already taken (after `learner.load`).
         on_step: told of every step.
@@ -118,7 +119,7 @@ def run(
     for step in range(start_step + 1, settings.max_steps + 1):
         speed.begin()
         rates = learner.learning_rates
-        total = _accumulate(micro_loss, learner, settings, step)
+        total = _accumulate(micro_losses, learner, settings, step)
         if step == start_step + 1 and on_first_gradients is not None:
             on_first_gradients()
         norm = learner.gradient_norm(settings.max_grad_norm)
@@ -145,16 +146,17 @@ def run(
 
 
 def _accumulate(
-    micro_loss: Callable[[int], torch.Tensor], learner: Learner, settings: LoopSettings, step: int
+    micro_losses: Callable[[int], Iterable[torch.Tensor]], learner: Learner, settings: LoopSettings, step: int
 ) -> torch.Tensor:
     total: torch.Tensor | None = None
     for micro in range(settings.accumulation):
         position = (step - 1) * settings.accumulation + micro
         seed_layers(settings.seed, position)
-        loss = micro_loss(position) / settings.accumulation
-        learner.backward(loss)
-        part = loss.detach().to(torch.float32)
-        total = part if total is None else total + part
+        for part in micro_losses(position):
+            loss = part / settings.accumulation
+            learner.backward(loss)
+            value = loss.detach().to(torch.float32)
+            total = value if total is None else total + value
     if total is None:
         raise TrainingError("a step without a batch: accumulation must be at least 1")
     return total

@@ -6,6 +6,7 @@ makes, and its noise schedule, are read from the scheduler that comes with it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,7 @@ def losses(
     latents: torch.Tensor,
     noise: torch.Tensor,
     timesteps: torch.Tensor,
-    states: torch.Tensor,
+    conditioning: Mapping[str, torch.Tensor],
     *,
     snr_gamma: float | None = None,
 ) -> torch.Tensor:
@@ -101,11 +102,12 @@ def losses(
         latents: (batch, channels, height, width) fp32, scaled as the UNet expects them.
         noise: like latents.
         timesteps: (batch,) int64.
-        states: (batch, tokens, dim), the text encoder's output, in the UNet's precision.
+        conditioning: the UNet's other keyword arguments, `encoder_hidden_states` of (batch, tokens, dim) among them,
+            in its precision; see `train.text_states`.
     """
-    noisy = schedule.noised(latents, noise, timesteps).to(states.dtype)
+    noisy = schedule.noised(latents, noise, timesteps).to(conditioning["encoder_hidden_states"].dtype)
     if noisy.device.type == "cpu":
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-    said = unet(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0]
+    said = unet(noisy, timesteps, **conditioning, return_dict=False)[0]
     error = (said.to(torch.float32) - schedule.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
     return error * schedule.weights(timesteps, snr_gamma)

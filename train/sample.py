@@ -38,7 +38,7 @@ class Wanted:
         return path.resolve().parent.name if path.stem in _GENERIC else path.stem
 
 
-def parse_adapter(text: str) -> Wanted:
+def parse_adapter(text: str, flag: str = "--adapter ") -> Wanted:
     """`FILE` or `FILE:WEIGHT`; a colon that belongs to the name (`C:\\dog.safetensors`) stays with it.
 
     Raises:
@@ -52,11 +52,9 @@ def parse_adapter(text: str) -> Wanted:
     except ValueError:
         if "/" in tail or "\\" in tail or "." in tail:
             return Wanted(text, 1.0)
-        raise ConfigError(
-            f"--adapter {text}: {tail!r} is not a number; write FILE:WEIGHT, such as {file}:0.8"
-        ) from None
+        raise ConfigError(f"{flag}{text}: {tail!r} is not a number; write FILE:WEIGHT, such as {file}:0.8") from None
     if weight - weight != 0:
-        raise ConfigError(f"--adapter {text}: the weight must be finite")
+        raise ConfigError(f"{flag}{text}: the weight must be finite")
     return Wanted(file, weight)
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
 import torch
 
 from ..adapter import Adapter
 from ..config import MAX_RANK, is_number
-from ..errors import ConfigError
+from ..errors import AdapterMismatchError, ConfigError
+
+T = TypeVar("T")
+OnProgress = Callable[[str, int, int], None]
 
 
 def check_adapter(name: str, adapter: object) -> None:
@@ -33,3 +39,23 @@ def check_dtype(dtype: torch.dtype | None) -> None:
     """Raises ConfigError."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ConfigError(f"dtype={dtype!r}: give a floating-point torch.dtype, or None for that of the input")
+
+
+def refuse_prompts(adapters: Iterable[Adapter]) -> None:
+    """Raises AdapterMismatchError for virtual tokens, which are no update of a weight."""
+    if any(adapter.prompts for adapter in adapters):
+        raise AdapterMismatchError("an adapter holds virtual tokens, for which there is no arithmetic")
+
+
+def counted(on_progress: OnProgress | None, total: int) -> Callable[[str, T], T]:
+    """A function that tells of a layer's result and hands it on."""
+    done = 0
+
+    def said(name: str, result: T) -> T:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(name, done, total)
+        return result
+
+    return said

@@ -12,7 +12,8 @@ import torch
 from ..adapter import Adapter, LowRank
 from ..config import MAX_RANK, is_number
 from ..errors import AdapterMismatchError, ConfigError
-from .checks import check_adapter, check_dtype, check_rank, check_share
+from ..lowering import lowered
+from .checks import OnProgress, check_adapter, check_dtype, check_rank, check_share, counted, refuse_prompts
 from .dense import dense, fit_dense
 from .derived import Derived, Fit, derived
 from .factored import Form, added, form_of, layer_of, measured, product_of, truncated
@@ -43,6 +44,7 @@ def combine(
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, Any] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Derived:
     """One adapter that does what several do together, layer by layer; layers and ranks need not be the same in all.
 
@@ -58,6 +60,8 @@ def combine(
     metadata: to put into the result beside what all adapters agree on and, under "combined", how it came about.
 
     "cat" and "svd" never form an (out, in) matrix; the rules form those of one layer at a time.
+    LoHa, LoKr and their like become products of two factors first. Words that adapters bring go along.
+    on_progress: told (name of a layer, done, total).
     Raises ConfigError for settings, AdapterMismatchError for layers whose shapes differ or that are DoRA's, and for
     learned copies of whole modules, which have no sum.
     """
@@ -65,16 +69,26 @@ def combine(
     settings = _checked(method, r, density, majority_sign_method, generator, dtype)
     parts = [(weight, adapter) for weight, adapter in zip(weights, adapters) if weight != 0.0]
     _refuse_copies(adapter for _, adapter in parts)
+    refuse_prompts(adapter for _, adapter in parts)
+    tokens = _tokens([adapter for _, adapter in parts])
+    parts = [(weight, lowered(adapter)) for weight, adapter in parts]
+    names = {f"{c}.{path}" for _, adapter in parts for c, layers in adapter.components.items() for path in layers}
+    said = counted(on_progress, len(names))
     fits: dict[str, dict[str, Fit]] = {}
     for component in dict.fromkeys(name for _, adapter in parts for name in adapter.components):
         tables = [(weight, adapter.components.get(component, {})) for weight, adapter in parts]
         for path in dict.fromkeys(path for _, table in tables for path in table):
             layers = [(weight, table[path]) for weight, table in tables if path in table]
-            fits.setdefault(component, {})[path] = _combined(layers, f"{component}.{path}", settings)
+            where = f"{component}.{path}"
+            fits.setdefault(component, {})[path] = said(where, _combined(layers, where, settings))
     if not fits:
         raise AdapterMismatchError("the adapters have no layers: there is nothing to combine")
     notes = list(dict.fromkeys(note for _, adapter in parts for note in adapter.notes))
-    return derived(fits, {**_provenance(adapters, weights, settings), **(metadata or {})}, notes=notes)
+    result = derived(fits, {**_provenance(adapters, weights, settings), **(metadata or {})}, notes=notes)
+    result.adapter.tokens = tokens
+    first, others = parts[0][1].bases, [adapter.bases for _, adapter in parts[1:]]
+    result.adapter.bases = {c: base for c, base in first.items() if all(other.get(c) == base for other in others)}
+    return result
 
 
 def _combined(layers: list[tuple[float, LowRank]], where: str, settings: _Settings) -> Fit:
@@ -126,6 +140,18 @@ def _refuse_copies(adapters: Iterable[Adapter]) -> None:
                     f"an adapter brings a whole module of its own for {component}.{path}, which has no sum: "
                     "combine adapters that were trained without modules_to_save"
                 )
+
+
+def _tokens(adapters: list[Adapter]) -> dict[str, dict[str, torch.Tensor]]:
+    """The words of all. Raises AdapterMismatchError for one that two bring with different vectors."""
+    words: dict[str, dict[str, torch.Tensor]] = {}
+    for adapter in adapters:
+        for word, vectors in adapter.tokens.items():
+            known = words.setdefault(word, vectors)
+            same = known.keys() == vectors.keys() and all(torch.equal(known[c], vectors[c]) for c in known)
+            if not same:
+                raise AdapterMismatchError(f"two of the adapters bring the word {word!a}, with different vectors")
+    return copy.deepcopy(words)
 
 
 def _widest(layers: list[LowRank]) -> torch.dtype:

@@ -12,8 +12,9 @@ import torch
 from ..adapter import Adapter, LowRank
 from ..config import pattern_fits
 from ..errors import AdapterMismatchError, ConfigError
+from ..lowering import lowered
 from ..targets import nearest_words, unmatched_patterns
-from .checks import check_adapter, check_dtype, check_rank, check_share
+from .checks import OnProgress, check_adapter, check_dtype, check_rank, check_share, counted, refuse_prompts
 from .derived import Derived, Fit, derived
 from .factored import form_of, layer_of, measured, padded, product_of, truncated
 
@@ -27,6 +28,7 @@ def resize(
     *,
     energy: float | None = None,
     dtype: torch.dtype | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Derived:
     """Bring every layer to rank `r`: the nearest update of a lower rank (truncated SVD), the same update at a higher.
 
@@ -34,16 +36,22 @@ def resize(
     energy: give each layer the smallest rank that keeps this share of its squared singular values (0.99, say) instead;
         with `r` as well, no rank beyond `r`. Ranks then only fall.
     dtype: of the new factors; by default that of the old ones.
+    on_progress: told (name of a layer, done, total).
 
     Computed in float64 on the factors; the (out, in) matrix is never formed, so it takes seconds on a CPU. Rows that
     are added to reach a higher rank are zero in both factors, and would stay zero in training. Learned copies of whole
-    modules are kept as they are. The input is untouched.
+    modules and words are kept as they are; LoHa, LoKr and their like become products of two factors first. The input
+    is untouched.
     Raises ConfigError for settings, AdapterMismatchError for DoRA layers and patterns that fit no layer.
     """
+    check_adapter("adapter", adapter)
+    refuse_prompts([adapter])
+    adapter = lowered(adapter)
     _check(adapter, r, energy, dtype)
+    said = counted(on_progress, adapter.layer_count())
     fits = {
         component: {
-            path: _resized(layer, f"{component}.{path}", _rank_for(path, r), energy, dtype)
+            path: said(f"{component}.{path}", _resized(layer, f"{component}.{path}", _rank_for(path, r), energy, dtype))
             for path, layer in layers.items()
         }
         for component, layers in adapter.components.items()
@@ -52,11 +60,12 @@ def resize(
     metadata = copy.deepcopy(adapter.metadata)
     metadata["resized"] = {name: value for name, value in what.items() if value is not None}
     foreign = {key: value for key, value in adapter.foreign.items() if not key.startswith(_OUTDATED)}
-    return derived(fits, metadata, foreign, adapter.notes, copies=copy.deepcopy(adapter.copies))
+    result = derived(fits, metadata, foreign, adapter.notes, copies=copy.deepcopy(adapter.copies))
+    result.adapter.tokens, result.adapter.bases = copy.deepcopy(adapter.tokens), copy.deepcopy(adapter.bases)
+    return result
 
 
 def _check(adapter: Adapter, r: Any, energy: Any, dtype: Any) -> None:
-    check_adapter("adapter", adapter)
     if r is None and energy is None:
         raise ConfigError("r and energy are both None: give a rank, a share of the energy to keep, or both")
     if isinstance(r, Mapping):

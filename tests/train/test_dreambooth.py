@@ -19,7 +19,7 @@ import lora_diffusion as ld
 from lora_diffusion import ConfigError, DatasetError, TrainingError
 from train.dreambooth import resolve, train
 from train.dreambooth_config import DreamBoothConfig
-from train.dreambooth_learn import BatchLoss, build_learner, prompts_of
+from train.dreambooth_learn import BatchLoss, build_learner, text_states
 from train.images import list_images
 from train.models import load_pipeline
 from train.pictures import read_settings
@@ -179,8 +179,8 @@ def test_a_diverging_rate_keeps_what_was_good(make_config: Make) -> None:
 def test_a_loss_that_turns_nan_keeps_the_last_checkpoint(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     original = BatchLoss.__call__
 
-    def spoiled(self: BatchLoss, position: int) -> torch.Tensor:
-        return original(self, position) * (math.nan if position == 6 else 1.0)
+    def spoiled(self: BatchLoss, position: int) -> list[torch.Tensor]:
+        return [loss * (math.nan if position == 6 else 1.0) for loss in original(self, position)]
 
     monkeypatch.setattr(BatchLoss, "__call__", spoiled)
     config = make_config(max_train_steps=20, checkpointing_steps=2)
@@ -195,7 +195,7 @@ def test_a_loss_that_turns_nan_keeps_the_last_checkpoint(make_config: Make, monk
 
 def test_a_layer_without_gradient_is_said(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        BatchLoss, "__call__", lambda self, position: next(self.unet.parameters()).new_ones((), requires_grad=True) * 2
+        BatchLoss, "__call__", lambda self, position: [next(self.unet.parameters()).new_ones((), requires_grad=True)]
     )
     with pytest.raises(TrainingError, match="no layer of the adapter got a gradient"):
         train(make_config())
@@ -240,7 +240,7 @@ def test_the_upload(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_out_of_memory_says_what_to_try(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def greedy(self: BatchLoss, position: int) -> torch.Tensor:
+    def greedy(self: BatchLoss, position: int) -> list[torch.Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(BatchLoss, "__call__", greedy)
@@ -270,8 +270,11 @@ def test_the_saved_file_draws_the_same_in_diffusers(make_config: Make, tiny_pipe
     assert np.abs(left - plain).max() > 8
 
 
-def test_the_batch_is_made_of_photos_then_class_pictures(make_config: Make, tiny_pipeline: Any) -> None:
+def test_every_row_gets_the_states_of_its_own_prompt(make_config: Make, tiny_pipeline: Any) -> None:
     config = make_config(with_prior_preservation=True, class_prompt="a photo of a dog")
-    states = prompts_of(config, tiny_pipeline).states().repeat_interleave(2, dim=0)
-    assert torch.equal(states[0], states[1]) and torch.equal(states[2], states[3])
-    assert not torch.equal(states[1], states[2])
+    texts = text_states(config, tiny_pipeline)
+    rows = [config.instance_prompt, "a photo of a dog", config.instance_prompt]
+    fresh = texts.states(rows)["encoder_hidden_states"]
+    assert torch.equal(fresh[0], fresh[2]) and not torch.equal(fresh[0], fresh[1])
+    texts.cache()
+    torch.testing.assert_close(texts.states(rows)["encoder_hidden_states"], fresh, rtol=1e-5, atol=1e-6)

@@ -28,7 +28,7 @@ def target(position: int) -> torch.Tensor:
 def test_it_learns_and_reports() -> None:
     parameter, learner = make(rate=0.05)
     reports: list[loop.StepReport] = []
-    end = loop.run(lambda _: (parameter - 2).square().mean(), learner, LoopSettings(60, 0), on_step=reports.append)
+    end = loop.run(lambda _: [(parameter - 2).square().mean()], learner, LoopSettings(60, 0), on_step=reports.append)
     assert end == loop.LoopEnd(60, stopped=False)
     assert [report.step for report in reports] == list(range(1, 61))
     assert reports[-1].loss < reports[0].loss / 10
@@ -41,12 +41,12 @@ def test_accumulation_is_a_bigger_batch() -> None:
     for accumulation in (1, 4):
         parameter, learner = make()
 
-        def micro_loss(position: int, parameter=parameter, accumulation=accumulation) -> torch.Tensor:
+        def micro_losses(position: int, parameter=parameter, accumulation=accumulation) -> list[torch.Tensor]:
             size = 4 // accumulation
             rows = torch.stack([target(position * size + row) for row in range(size)])
-            return (parameter - rows).square().mean()
+            return [(parameter - rows).square().mean()]
 
-        loop.run(micro_loss, learner, LoopSettings(5, 0, accumulation))
+        loop.run(micro_losses, learner, LoopSettings(5, 0, accumulation))
         results.append(parameter.detach().clone())
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-6)
 
@@ -55,12 +55,14 @@ def test_accumulation_is_a_bigger_batch() -> None:
 def test_nan_stops_before_anything_moves(bad: float) -> None:
     parameter, learner = make()
 
-    def micro_loss(position: int) -> torch.Tensor:
-        return (parameter - 2).square().mean() * (bad if position == 3 else 1.0)
+    def micro_losses(position: int) -> list[torch.Tensor]:
+        return [(parameter - 2).square().mean() * (bad if position == 3 else 1.0)]
 
     seen: list[torch.Tensor] = []
     with pytest.raises(Diverged, match=r"at step 4 with a learning rate of 0\.1") as caught:
-        loop.run(micro_loss, learner, LoopSettings(9, 0), after_step=lambda _: seen.append(parameter.detach().clone()))
+        loop.run(
+            micro_losses, learner, LoopSettings(9, 0), after_step=lambda _: seen.append(parameter.detach().clone())
+        )
     assert caught.value.step == 4 and isinstance(caught.value, TrainingError)
     assert torch.equal(parameter, seen[2])
     learner.step_back()
@@ -71,20 +73,20 @@ def test_overflow_with_a_scaler_is_skipped_and_ends_at_last() -> None:
     parameter, learner = make(scale=True)
     reports: list[loop.StepReport] = []
 
-    def micro_loss(position: int) -> torch.Tensor:
-        return (parameter - 2).square().mean() * (math.inf if position in (1, 2) else 1.0)
+    def micro_losses(position: int) -> list[torch.Tensor]:
+        return [(parameter - 2).square().mean() * (math.inf if position in (1, 2) else 1.0)]
 
-    loop.run(micro_loss, learner, LoopSettings(5, 0), on_step=reports.append)
+    loop.run(micro_losses, learner, LoopSettings(5, 0), on_step=reports.append)
     assert [report.skipped for report in reports] == [False, True, True, False, False]
     assert learner.is_finite()
     with pytest.raises(Diverged, match="in a row"):
-        loop.run(lambda _: parameter.mean() * math.nan, learner, LoopSettings(100, 0))
+        loop.run(lambda _: [parameter.mean() * math.nan], learner, LoopSettings(100, 0))
 
 
 def test_stopping_after_a_step() -> None:
     parameter, learner = make()
     asked = iter([False, True])
-    end = loop.run(lambda _: parameter.square().mean(), learner, LoopSettings(9, 0), should_stop=lambda: next(asked))
+    end = loop.run(lambda _: [parameter.square().mean()], learner, LoopSettings(9, 0), should_stop=lambda: next(asked))
     assert end == loop.LoopEnd(2, stopped=True)
 
 
@@ -104,7 +106,7 @@ def test_schedules_are_diffusers(name: str) -> None:
     expected = get_scheduler(name, other, num_warmup_steps=3, num_training_steps=12, num_cycles=2, power=2.0)
     rates: list[float] = []
     loop.run(
-        lambda _: parameter.square().mean(),
+        lambda _: [parameter.square().mean()],
         learner,
         LoopSettings(12, 0),
         on_step=lambda report: rates.append(report.learning_rates["unet"]),
@@ -117,7 +119,7 @@ def test_schedules_are_diffusers(name: str) -> None:
 
 def test_a_restored_learner_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     def run(learner: Learner, parameter: torch.nn.Parameter, start: int, stop: int) -> None:
-        loop.run(lambda p: (parameter - target(p)).square().mean(), learner, LoopSettings(stop, 0), start_step=start)
+        loop.run(lambda p: [(parameter - target(p)).square().mean()], learner, LoopSettings(stop, 0), start_step=start)
 
     settings = {"schedule": "cosine", "total_steps": 10}
     whole, learner = make(**settings)

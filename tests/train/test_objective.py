@@ -61,7 +61,7 @@ def test_losses_by_hand(batch: tuple[torch.Tensor, torch.Tensor], prediction: st
     def silent(noisy: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor]:
         return (torch.zeros_like(noisy),)
 
-    each = losses(silent, schedule, latents, noise, T, torch.zeros(4, 1, 1), snr_gamma=5.0)
+    each = losses(silent, schedule, latents, noise, T, {"encoder_hidden_states": torch.zeros(4, 1, 1)}, snr_gamma=5.0)
     target = schedule.target(latents, noise, T)
     expected = target.square().flatten(1).mean(1) * schedule.weights(T, 5.0)
     torch.testing.assert_close(each, expected)
