@@ -32,7 +32,7 @@ class AdaptedModule(nn.Module):
 
     _weights: dict[str, float]
     _active: tuple[tuple[LoraFactors, float], ...]
-    _lone: tuple[LoraFactors, dict[str, Any], float] | None  # the one that acts, its parameters, its factor
+    _simple: tuple[tuple[LoraFactors, dict[str, Any], float], ...]  # those that act, if plain: parameters, factor
     _group: InputGroup | None
     _rows: RowPlan | None
     _plain: bool
@@ -112,11 +112,8 @@ class AdaptedModule(nn.Module):
                 self._weights[name] = weight
         parts = [(self.part(name), value) for name, value in self._weights.items() if value != 0.0]
         self._active = tuple([(part, part.scale * value) for part, value in parts])
-        self._lone = None
-        if len(parts) == 1 and self._plain:
-            part, value = parts[0]
-            if part.lora_magnitude_vector is None and part.anchor_A is None:
-                self._lone = part, part._parameters, part.scale * value
+        simple = self._plain and all(p.lora_magnitude_vector is None and p.anchor_A is None for p, _ in parts)
+        self._simple = tuple([(p, p._parameters, factor) for p, factor in self._active]) if simple else ()
         if self._group is not None:
             self._group.forget()
 
@@ -163,7 +160,7 @@ def attach(module: nn.Module, mixin: type[AdaptedModule]) -> None:
         module.__class__ = host_class(mixin, type(module))
         module._weights = {}
         module._active = ()
-        module._lone = None
+        module._simple = ()
         module._group = None
         module._rows = None
         module._plain = mixin.is_plain(base_class(module))
@@ -173,7 +170,7 @@ def detach(module: nn.Module) -> None:
     """Give `module` its own class back. All adapters must have been removed."""
     if isinstance(module, AdaptedModule):
         module.__class__ = base_class(module)
-        del module._weights, module._active, module._lone, module._group, module._rows, module._plain
+        del module._weights, module._active, module._simple, module._group, module._rows, module._plain
 
 
 def check_not_hooked(path: str, module: nn.Module) -> None:

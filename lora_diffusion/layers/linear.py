@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from .composed import compose, compose_all
-from .factors import LoraFactors
 from .group import single
 from .host import AdaptedModule
 from .kernel import Member, compute_dtype
@@ -40,8 +39,8 @@ class LoraLinear(AdaptedModule):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():
             return (compose_all if self._rows is None else compose)(self, x, super().forward(x))
-        if self._lone is not None and self._rows is None and not torch.is_grad_enabled():
-            y = self._quick(x, *self._lone)
+        if self._simple and self._rows is None and not torch.is_grad_enabled():
+            y = self._quick(x)
             if y is not None:
                 return y
         if not self._active and self._rows is None:
@@ -54,20 +53,21 @@ class LoraLinear(AdaptedModule):
             return single(self, x, self.member())
         return single(self, x, self.member(super().forward(x)))
 
-    def _quick(self, x: torch.Tensor, part: LoraFactors, own: dict[str, Any], factor: float) -> torch.Tensor | None:
-        """The commonest case, one adapter and no gradient, with as little around the three products as possible; None
+    def _quick(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The commonest case, plain adapters and no gradient, with as little around the products as possible; None
         where it is not that simple. Sharing x with other layers gains less than it costs here."""
-        a, mine = own["lora_A"], self._parameters
+        mine, dtype = self._parameters, x.dtype
         weight: Any = mine["weight"]
-        if a.dtype is not x.dtype or weight.dtype is not x.dtype or (part.dropout and self.training):
+        if weight.dtype is not dtype or type(weight) is not nn.Parameter or torch.is_autocast_enabled(x.device.type):
             return None
-        if type(weight) is not nn.Parameter or torch.is_autocast_enabled(x.device.type):
-            return None
+        for part, own, _ in self._simple:
+            if own["lora_A"].dtype is not dtype or (part.dropout and self.training):
+                return None
         y = F.linear(x, weight.t() if self.transposed else weight, mine["bias"])
-        h = F.linear(x, a)
-        if y.ndim == 2:
-            return y.addmm_(h, own["lora_B"].t(), alpha=factor)
-        y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), own["lora_B"].t(), alpha=factor)
+        onto = y if y.ndim == 2 else y.view(-1, y.shape[-1])
+        for _, own, factor in self._simple:
+            h = F.linear(x, own["lora_A"])
+            onto.addmm_(h if h.ndim == 2 else h.view(-1, h.shape[-1]), own["lora_B"].t(), alpha=factor)
         return y
 
     def shares_input(self) -> bool:
