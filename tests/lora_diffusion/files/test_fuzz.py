@@ -15,7 +15,6 @@ import os
 import random
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lora_diffusion as ld
 from lora_diffusion.files.registry import DIALECTS
+
+from .conftest import FUZZED
 
 CASES = int(os.environ.get("LORA_DIFFUSION_FUZZ_CASES", "3000"))
 TARGETS = ["to_q", "q_proj"]
@@ -268,25 +269,16 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.fixture(scope="module")
-def tally() -> Iterator[Counter[str]]:
-    counts: Counter[str] = Counter()
-    yield counts
-    total = sum(counts[outcome] for outcome in ("refused", "loaded"))
-    print(f"\nmutated adapter files tried: {total:,} ({counts['refused']:,} refused, {counts['loaded']:,} loaded)")
+@pytest.fixture
+def tally(pytestconfig: pytest.Config) -> Counter[str]:
+    return pytestconfig.stash.setdefault(FUZZED, Counter())
 
 
 SOUND = sound_files()
 
 
 @pytest.mark.parametrize("kind", SOUND)
-def test_mutated_files(
-    kind: str,
-    tmp_path: Path,
-    tally: Counter[str],
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[..., None],
-) -> None:
+def test_mutated_files(kind: str, tmp_path: Path, tally: Counter[str]) -> None:
     path = tmp_path / "adapter_model.safetensors"
     if kind == "peft":
         config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["to_q"]}
@@ -319,7 +311,6 @@ def test_mutated_files(
         assert target.digest() == before, f"case {seed} left its marks"
     tracemalloc.stop()
     tally.update(refused=refused, loaded=CASES // len(SOUND) - refused)
-    record_property("cases", CASES // len(SOUND))
     assert refused, "mutations that never hurt are none"
 
 
