@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .pipeline_folder import ModelFolder
     from .report import LoadReport, SaveReport
     from .switch import active_adapters, disable_adapters, list_adapters, set_adapters
+    from .tokens import TextualInversionConfig
 
 # Public name -> module that defines it.
 _LAZY = {
@@ -56,6 +57,7 @@ _LAZY = {
     "LoadReport": "report",
     "SaveReport": "report",
     "MergeReport": "merge_layer",
+    "TextualInversionConfig": "tokens",
     "ModelFolder": "pipeline_folder",
     "adapters_per_sample": "per_sample",
     "Derived": "arithmetic",
@@ -99,6 +101,7 @@ __all__ = [
     "ModelFolder",
     "ModelNotFoundError",
     "SaveReport",
+    "TextualInversionConfig",
     "TrainingError",
     "active_adapters",
     "adapter_parameters",

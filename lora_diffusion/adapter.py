@@ -122,6 +122,8 @@ class Adapter:
         for component, modules in self.copies.items():
             for path, values in modules.items():
                 tensors.update({f"{component}.{path}.{COPY}.{name}": value for name, value in values.items()})
+        for word, vectors in self.tokens.items():
+            tensors.update({f"{component}.lora_tokens.{word}": vector for component, vector in vectors.items()})
         return tensors
 
     def with_flat(self, tensors: Mapping[str, torch.Tensor]) -> Adapter:
@@ -154,7 +156,11 @@ class Adapter:
             }
             for component, modules in self.copies.items()
         }
-        return dataclasses.replace(self, components=components, copies=copies)
+        tokens = {
+            word: {component: tensors[f"{component}.lora_tokens.{word}"] for component in vectors}
+            for word, vectors in self.tokens.items()
+        }
+        return dataclasses.replace(self, components=components, copies=copies, tokens=tokens)
 
 
 def inferred_config(layers: Mapping[str, LowRank]) -> LoraConfig:

@@ -38,7 +38,7 @@ from .state import (
 )
 from .switch import check_weight
 from .targets import nearest_words
-from .tokens import add_tokens, check_tokens, refuse_tokens
+from .tokens import check_tokens, install_tokens, refuse_tokens
 
 # File names that say nothing; the folder's name is used instead.
 _GENERIC = ("adapter", "adapter_model", "pytorch_lora_weights", "lora", "model", "weights")
@@ -91,9 +91,9 @@ def load_adapter(
         if fitting:
             matched[component], sources[component] = fitting, source
     report.refused_tokens = check_tokens(target, adapter.tokens)
-    if report.matched == 0 or (strict and report.unmatched):
+    if (report.matched == 0 and adapter.layer_count()) or (strict and report.unmatched):
         raise AdapterMismatchError(mismatch(origin or "the adapter", report, modules))
-    if strict:
+    if strict or (report.matched == 0 and len(report.refused_tokens) == len(adapter.tokens)):
         refuse_tokens(report.refused_tokens, origin or "the adapter")
     report.base = {c: compare(adapter.bases.get(sources[c]), c, modules[c]) for c in matched}
     chosen = {component: _fitted(fitting, report) for component, fitting in matched.items()}
@@ -113,15 +113,19 @@ def load_adapter(
         for component, low in chosen.items()
     }
     report.tokens = [word for word in adapter.tokens if word not in report.refused_tokens]
-    add_tokens(target, name, {word: adapter.tokens[word] for word in report.tokens})
-    for component, parts in prepared.items():
-        low_ranks = {where: low_rank for where, (_, low_rank) in chosen[component].items()}
-        config = adapter.configs.get(sources[component]) or inferred_config(low_ranks)
-        install(modules[component], name, config, parts, copies.get(component))
+    words = {word: adapter.tokens[word] for word in report.tokens}
+    vectors = install_tokens(target, name, words, dtype or torch.float32)
+    for component in dict.fromkeys([*prepared, *vectors]):
+        low_ranks = {where: low_rank for where, (_, low_rank) in chosen.get(component, {}).items()}
+        config = adapter.configs.get(sources[component]) or inferred_config(low_ranks) if low_ranks else None
+        if component in vectors:
+            vectors[component].requires_grad_(False)
+        install(modules[component], name, config, prepared.get(component, {}), copies.get(component),
+                vectors.get(component))  # fmt: skip
         state = state_of(modules[component])
         assert state is not None, "the adapter was installed just before"
         state.adapters[name].metadata = copy.deepcopy(adapter.metadata)
-        state.adapters[name].base = adapter.bases.get(sources[component])
+        state.adapters[name].base = adapter.bases.get(sources.get(component, component))
         state.weights[name] = weights[component]
         state.apply()
     return report
@@ -142,7 +146,7 @@ def save_adapter(
     """
     adapter = get_adapter(target, name)
     modules = components_of(target)
-    for component in adapter.components:
+    for component in dict.fromkeys([*adapter.components, *(c for v in adapter.tokens.values() for c in v)]):
         adapter.bases.setdefault(component, fingerprint(component, modules[component]))
     write_adapter(adapter, path, format, metadata)
     return SaveReport(str(path), format, adapter.layer_count(), layers_without_effect(adapter))
@@ -153,8 +157,8 @@ def _refuse_what_has_no_place(adapter: Adapter, origin: str, hotswap: bool) -> N
     if adapter.prompts:
         kinds = ", ".join(sorted({prompt.kind for prompt in adapter.prompts.values()}))
         raise AdapterMismatchError(f"{origin} holds virtual tokens ({kinds}), which this version only reads and writes")
-    if adapter.layer_count() == 0:
-        raise AdapterMismatchError(f"{origin} holds no layers, only words: give it to load_textual_inversion")
+    if adapter.layer_count() == 0 and not adapter.tokens:
+        raise AdapterMismatchError(f"{origin} holds no layers: there is nothing to load")
     if hotswap and (adapter.copies or adapter.tokens):
         what = "whole modules" if adapter.copies else "words"
         raise AdapterMismatchError(f"the adapter brings {what}, which cannot be swapped in place")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,14 +33,15 @@ from .state import (
     take_back,
 )
 from .targets import find_copies, find_targets, nearest_words, unmatched_patterns
-from .tokens import remove_tokens, tokens_of
+from .tokens import TextualInversionConfig, check_tokens, initial_vectors, install_tokens, refuse_tokens
 
 
 def add_adapter(
     target: Any,
-    config: LoraConfig | Mapping[str, LoraConfig],
+    config: LoraConfig | Mapping[str, LoraConfig] | None,
     name: str = "default",
     *,
+    tokens: Sequence[TextualInversionConfig] = (),
     components: Iterable[str] | None = None,
     dtype: torch.dtype = torch.float32,
     generator: torch.Generator | None = None,
@@ -49,7 +50,8 @@ def add_adapter(
 
     target: an nn.Module or a diffusers pipeline.
     config: one config for the components named in `components` (default: the pipeline's UNet or transformer, or the
-        bare module), or {"unet": config, "text_encoder": other, …}.
+        bare module), or {"unet": config, "text_encoder": other, …}; None for an adapter of words alone.
+    tokens: words for a pipeline's text encoders to learn (textual inversion); with a config as well, pivotal tuning.
     dtype: of the factors; fp32 whatever the base is, so that small updates are not lost.
     generator: for the initial values; a CPU generator. Without it torch's global one is used. The values are drawn on
         the CPU in the order of `named_modules()`, hence the same on every device.
@@ -61,8 +63,12 @@ def add_adapter(
     check_new_name(target, name)
     if not dtype.is_floating_point:
         raise ConfigError(f"dtype={dtype}: give a floating-point dtype")
-    configs = _config_per_component(target, config, components)
-    modules = choose_components(target, configs)
+    if config is None and not tokens:
+        raise ConfigError("config is None and there are no tokens: nothing would be learned")
+    configs = {} if config is None else _config_per_component(target, config, components)
+    words = initial_vectors(target, tokens, generator) if tokens else {}
+    refuse_tokens(check_tokens(target, words), "tokens")
+    modules = choose_components(target, dict.fromkeys([*configs, *(c for v in words.values() for c in v)]))
     found = {component: find_targets(modules[component], cfg) for component, cfg in configs.items()}
     _check_patterns(configs, found)
     copied = {component: find_copies(modules[component], cfg) for component, cfg in configs.items()}
@@ -78,9 +84,11 @@ def add_adapter(
             path: (layer, _new_part(path, layer, configs[component], dtype, generator))
             for path, layer in layers.items()
         }
-    for component, prepared in parts.items():
-        copies = {path: (module, make_copy(module)) for path, module in copied[component].items()}
-        install(modules[component], name, configs[component], prepared, copies)
+    vectors = install_tokens(target, name, words, dtype)
+    for component in modules:
+        copies = {path: (module, make_copy(module)) for path, module in copied.get(component, {}).items()}
+        install(modules[component], name, configs.get(component), parts.get(component, {}), copies,
+                vectors.get(component))  # fmt: skip
         freeze_base(modules[component])
         _activate(modules[component], name, 1.0)
     return {component: list(layers) for component, layers in found.items()}
@@ -96,11 +104,18 @@ def get_adapter(target: Any, name: str = "default") -> Adapter:
     metadata: dict[str, Any] = {}
     copies: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     bases: dict[str, dict[str, Any]] = {}
+    tokens: dict[str, dict[str, torch.Tensor]] = {}
     for component, state in holders(target, name).items():
         installed = state.adapters[name]
-        configs[component] = installed.config
         metadata.update(copy.deepcopy(installed.metadata))
+        vectors = installed.vectors
+        for word in vectors.words if vectors is not None else ():
+            assert vectors is not None, "asked in the line above"
+            tokens.setdefault(word, {})[component] = vectors.of(word).detach().to("cpu", copy=True)
         bases.update({component: installed.base} if installed.base is not None else {})
+        if installed.config is None:
+            continue
+        configs[component] = installed.config
         components[component] = {
             canonical_path(component, path): _copied(layer.part(name)) for path, layer in installed.layers.items()
         }
@@ -111,7 +126,7 @@ def get_adapter(target: Any, name: str = "default") -> Adapter:
                 }
                 for path, module in installed.copies.items()
             }
-    return Adapter(components, configs, metadata, copies=copies, tokens=tokens_of(target, name), bases=bases)
+    return Adapter(components, configs, metadata, copies=copies, tokens=tokens, bases=bases)
 
 
 def put_adapter(target: Any, tensors: Adapter | Mapping[str, torch.Tensor], name: str = "default") -> None:
@@ -145,16 +160,21 @@ def put_adapter(target: Any, tensors: Adapter | Mapping[str, torch.Tensor], name
             _fill(layer.part(name), source)
         for path, module in state.adapters[name].copies.items():
             module.learned(name).load_state_dict(given.copies[component][canonical_path(component, path)])
+        vectors = state.adapters[name].vectors
+        if vectors is not None:
+            with torch.no_grad():
+                vectors.vectors.copy_(torch.cat([given.tokens[word][component] for word in vectors.words]))
 
 
 def adapter_parameters(target: Any, name: str = "default") -> dict[str, list[nn.Parameter]]:
     """{component: parameters of the adapter}, in a fixed order (A, B and DoRA's lengths of each layer, then those of
-    learned copies): what an optimizer should get."""
+    learned copies and of words): what an optimizer should get."""
     found = {}
     for component, state in holders(target, name).items():
         installed = state.adapters[name]
         learned = [layer.part(name) for layer in installed.layers.values()]
         learned += [module.learned(name) for module in installed.copies.values()]
+        learned += [installed.vectors] if installed.vectors is not None else []
         found[component] = [parameter for module in learned for parameter in module.parameters()]
     return found
 
@@ -171,7 +191,6 @@ def delete_adapter(target: Any, name: str) -> None:
         check_removable(modules[component], name)
     for component in found:
         remove(modules[component], name)
-    remove_tokens(target, name)
 
 
 def unload(target: Any, *, keep_merged: bool = False) -> None:

@@ -22,6 +22,8 @@ from .layers.group import InputGroup, find_groups
 from .layers.host import check_not_hooked
 from .layers.learned_copy import CopiedModule, add_copy, remove_copy
 from .layers.rows import RowPlan
+from .layers.virtual_tokens import TokenVectors
+from .tokens import uninstall_tokens
 
 _ATTRIBUTE = "_lora_diffusion"
 
@@ -30,14 +32,16 @@ _ATTRIBUTE = "_lora_diffusion"
 class Installed:
     """One adapter as it sits in a component: its config, its layers by the model's own paths, free metadata.
 
-    copies: modules that it learns whole copies of, by path.
+    config: None where the adapter only brings words.
+    copies: modules that it learns whole copies of, by path. vectors: of words that it brings or learns.
     base: fingerprint of the model that it was made for, where its file had one.
     gain: () float32, the adapter's weight where it acts and else 0; all its parts hold this one tensor.
     """
 
-    config: LoraConfig
+    config: LoraConfig | None
     layers: dict[str, Any]
     copies: dict[str, Any] = field(default_factory=dict)
+    vectors: TokenVectors | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] | None = None
     gain: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -170,17 +174,20 @@ def check_layers(name: str, layers: Mapping[str, nn.Module]) -> None:
 def install(
     component: nn.Module,
     name: str,
-    config: LoraConfig,
+    config: LoraConfig | None,
     parts: Mapping[str, tuple[nn.Module, LoraFactors]],
     copies: Mapping[str, tuple[nn.Module, nn.Module]] | None = None,
+    vectors: TokenVectors | None = None,
 ) -> None:
     """Put {path: (layer, part)} and {path: (module, learned copy)} into a component as the adapter `name`, inactive.
+
+    vectors: of its words, which `tokens.install_tokens` has put in place.
 
     Check with `check_layers` and `check_copyable` before.
     """
     copies = copies or {}
     layers = {path: layer for path, (layer, _) in parts.items()}
-    installed = Installed(config, layers, {path: module for path, (module, _) in copies.items()})
+    installed = Installed(config, layers, {path: module for path, (module, _) in copies.items()}, vectors)
     for module, learned in copies.values():
         add_copy(module, name, learned)
     for layer, part in parts.values():
@@ -247,6 +254,8 @@ def remove(component: nn.Module, name: str) -> None:
     layers = state.adapters[name].layers
     for module in state.adapters[name].copies.values():
         remove_copy(module, name)
+    if state.adapters[name].vectors is not None:
+        uninstall_tokens(component, name)
     for layer in layers.values():
         layer.remove_part(name)
         if not layer.part_names():
@@ -274,7 +283,9 @@ def freeze_base(component: nn.Module) -> None:
 
 def _adapter_parameters(component: nn.Module) -> Iterator[nn.Parameter]:
     for module in component.modules():
-        if isinstance(module, AdaptedModule):
+        if isinstance(module, TokenVectors):
+            yield from module.parameters()
+        elif isinstance(module, AdaptedModule):
             for part in module.all_parts():
                 yield from part.parameters()
         elif isinstance(module, CopiedModule):

@@ -1,38 +1,95 @@
-"""Words that an adapter brings along (textual inversion, Gal et al. 2022): vectors for the token embedding.
+"""Words that an adapter brings, or learns: ids in the tokenizer, vectors beside the token embedding.
 
-Putting them into a pipeline's tokenizer and text encoder is diffusers' `load_textual_inversion`; here is the
-bookkeeping that takes them out with the adapter that brought them, and the checks before.
+A word of several vectors is several tokens, `<dog>`, `<dog>_1`, `<dog>_2`; a diffusers pipeline writes them all where a
+prompt says `<dog>` (its `maybe_convert_prompt`). The tokenizer's own state is kept as text, and is back with the last
+word.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from .components import components_of
-from .errors import AdapterMismatchError
+from .errors import AdapterMismatchError, ConfigError
 from .layers import AdaptedModule
+from .layers.virtual_tokens import (
+    TokenVectors,
+    VirtualTokens,
+    add_vectors,
+    check_can_take_words,
+    remove_vectors,
+)
 
 Tokens = Mapping[str, Mapping[str, torch.Tensor]]
+MAX_VECTORS = 1024  # of one word
 
-_TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-
-
-class _Words:
-    """What was put into one text encoder. embedding, rows: its embedding and that one's weight before the first word
-    (growing it changes the module in place)."""
-
-    def __init__(self, embedding: Any) -> None:
-        self.embedding = embedding
-        self.rows: torch.Tensor = embedding.weight.data
-        self.by_adapter: dict[str, dict[str, torch.Tensor]] = {}
+_TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 
 
-_words: weakref.WeakKeyDictionary[nn.Module, _Words] = weakref.WeakKeyDictionary()
+@dataclass(frozen=True)
+class TextualInversionConfig:
+    """A word to learn (Gal et al. 2022).
+
+    placeholder_token: the word, new to the tokenizer: "<sks>".
+    initializer_token: what its vectors start from, "dog"; the mean of its tokens where it has several. None: values
+        drawn like those of the table.
+    num_vectors: how many tokens the word becomes.
+    Raises ConfigError.
+    """
+
+    placeholder_token: str
+    initializer_token: str | None = None
+    num_vectors: int = 1
+
+    def __post_init__(self) -> None:
+        word = self.placeholder_token
+        if not isinstance(word, str) or not word.strip() or word != word.strip() or not word.isprintable():
+            raise ConfigError(f"placeholder_token={word!r}: give a word without spaces around it")
+        count = self.num_vectors
+        if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_VECTORS:
+            raise ConfigError(f"num_vectors={count!r}: give a whole number from 1 to {MAX_VECTORS}")
+
+
+class Words:
+    """The words in one text encoder, all adapters' together. before: the tokenizer's state without them."""
+
+    def __init__(self, text_encoder: nn.Module, tokenizer: Any) -> None:
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.before = tokenizer._tokenizer.to_str()
+        self.legacy_ends = [m for m in text_encoder.modules() if m.__dict__.get("eos_token_id") == _LEGACY_END]
+
+    @property
+    def embedding(self) -> Any:
+        return _embedding(self.text_encoder)
+
+    def sync(self) -> None:
+        """Bring the tokenizer, and the embedding's ids, in line with the words that the embedding carries."""
+        self.tokenizer._tokenizer = type(self.tokenizer._tokenizer).from_str(self.before)
+        carried = self.embedding.all_vectors() if isinstance(self.embedding, VirtualTokens) else []
+        ids: dict[str, list[int]] = {}
+        for part in carried:
+            for word, count in part.words.items():
+                names = spelled(word, count)
+                self.tokenizer.add_tokens(names)
+                ids[word] = self.tokenizer.convert_tokens_to_ids(names)
+        for module in self.legacy_ends:
+            module.eos_token_id = self.tokenizer.eos_token_id if carried else _LEGACY_END
+        if carried:
+            self.embedding.set_ids(ids)
+
+
+# What CLIP's configs of 2022 say, and mean "the highest id"; with ids above the real end of text that is wrong.
+_LEGACY_END = 2
+
+
+def spelled(word: str, count: int) -> list[str]:
+    """The tokens of a word of `count` vectors."""
+    return [word, *(f"{word}_{k}" for k in range(1, count))]
 
 
 def check_tokens(target: Any, tokens: Tokens) -> dict[str, str]:
@@ -42,63 +99,29 @@ def check_tokens(target: Any, tokens: Tokens) -> dict[str, str]:
     for word, vectors in tokens.items():
         for component, vector in vectors.items():
             tokenizer = getattr(target, _TOKENIZERS.get(component, ""), None)
-            if component not in modules or tokenizer is None or not hasattr(target, "load_textual_inversion"):
+            if component not in modules or tokenizer is None:
                 refused[word] = f"it needs a pipeline with a tokenizer for its {component}"
                 continue
-            embedding: Any = modules[component].get_input_embeddings()
-            if isinstance(embedding, AdaptedModule):
-                refused[word] = f"the token embedding of {component} carries an adapter: add the words before it"
-            elif vector.ndim != 2 or vector.shape[1] != embedding.weight.shape[1]:
-                wanted = embedding.weight.shape[1]
-                refused[word] = f"its vectors have shape {tuple(vector.shape)}, {component} needs (n, {wanted})"
-            elif word in tokenizer.get_vocab() or f"{word}_1" in tokenizer.get_vocab():
-                refused[word] = f"the tokenizer of {component} has that word already"
-            elif not torch.isfinite(vector).all():
-                refused[word] = "its vectors hold NaN or infinity"
+            refused |= _refused(word, vector, component, modules[component], tokenizer)
     return refused
 
 
-def add_tokens(target: Any, name: str, tokens: Tokens) -> None:
-    """Put the words into the pipeline on behalf of the adapter `name`. Ask `check_tokens` before."""
-    modules = components_of(target) if tokens else {}
-    for word, vectors in tokens.items():
-        for component, vector in vectors.items():
-            text_encoder: Any = modules[component]
-            embedding = text_encoder.get_input_embeddings()
-            words = _words.setdefault(text_encoder, _Words(embedding))
-            wanted = embedding.weight.requires_grad
-            target.load_textual_inversion(
-                {word: vector.detach().to(embedding.weight)},
-                tokenizer=getattr(target, _TOKENIZERS[component]),
-                text_encoder=text_encoder,
-            )
-            text_encoder.get_input_embeddings().weight.requires_grad_(wanted)
-            words.by_adapter.setdefault(name, {})[word] = vector.detach().to("cpu", copy=True)
-
-
-def remove_tokens(target: Any, name: str) -> None:
-    """Take out what the adapter `name` brought; with the last word the text encoder's own embedding is back."""
-    for component, words in _present(target, name).items():
-        text_encoder: Any = components_of(target)[component]
-        vectors = words.by_adapter.pop(name)
-        spelled = [f"{w}_{i}" if i else w for w, vector in vectors.items() for i in range(vector.shape[0])]
-        target.unload_textual_inversion(
-            spelled, tokenizer=getattr(target, _TOKENIZERS[component]), text_encoder=text_encoder
-        )
-        if not words.by_adapter:
-            words.embedding.weight.data = words.rows
-            words.embedding.num_embeddings = text_encoder.config.vocab_size = words.rows.shape[0]
-            text_encoder.set_input_embeddings(words.embedding)
-            del _words[text_encoder]
-
-
-def tokens_of(target: Any, name: str) -> dict[str, dict[str, torch.Tensor]]:
-    """{word: {component: (n, dim)}} of what the adapter `name` brought."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for component, words in _present(target, name).items():
-        for word, vector in words.by_adapter[name].items():
-            found.setdefault(word, {})[component] = vector.clone()
-    return found
+def _refused(word: str, vector: torch.Tensor, component: str, module: nn.Module, tokenizer: Any) -> dict[str, str]:
+    embedding = _embedding(module)
+    dim = embedding.weight.shape[1]
+    if getattr(tokenizer, "_tokenizer", None) is None:
+        return {word: f"the tokenizer of {component} is a {type(tokenizer).__name__}, to which words cannot be added"}
+    if isinstance(embedding, AdaptedModule):
+        return {word: f"the token embedding of {component} carries a low-rank adapter"}
+    if vector.ndim != 2 or vector.shape[1] != dim or not 1 <= vector.shape[0] <= MAX_VECTORS:
+        return {word: f"its vectors have shape {tuple(vector.shape)}, {component} needs (n, {dim})"}
+    vocabulary = tokenizer.get_vocab()
+    known = next((name for name in [*spelled(word, vector.shape[0]), f"{word}_1"] if name in vocabulary), None)
+    if known is not None:
+        return {word: f"the tokenizer of {component} has {'that word' if known == word else repr(known)} already"}
+    if not torch.isfinite(vector).all():
+        return {word: "its vectors hold NaN or infinity"}
+    return {}
 
 
 def refuse_tokens(refused: Mapping[str, str], origin: str) -> None:
@@ -108,8 +131,73 @@ def refuse_tokens(refused: Mapping[str, str], origin: str) -> None:
         raise AdapterMismatchError(f"{origin} brings the word {word!a}, which cannot go in: {reason}")
 
 
-def _present(target: Any, name: str) -> dict[str, _Words]:
-    if isinstance(target, nn.Module):
-        return {}
-    found = {component: _words.get(module) for component, module in components_of(target).items()}
-    return {component: words for component, words in found.items() if words is not None and name in words.by_adapter}
+def initial_vectors(
+    target: Any, configs: Sequence[TextualInversionConfig], generator: torch.Generator | None
+) -> dict[str, dict[str, torch.Tensor]]:
+    """{word: {component: (n, dim) fp32 on the CPU}} to start learning from, for every text encoder of a pipeline.
+
+    Raises ConfigError for a word given twice or an initializer without tokens, AdapterMismatchError for a target
+    without a tokenizer.
+    """
+    words = [config.placeholder_token for config in configs]
+    if len(set(words)) != len(words):
+        raise ConfigError(f"tokens={words}: each word once")
+    modules = {} if isinstance(target, nn.Module) else components_of(target)
+    encoders = [c for c in modules if getattr(target, _TOKENIZERS.get(c, ""), None) is not None]
+    if not encoders:
+        raise AdapterMismatchError("words are learned in a pipeline with a tokenizer and a text encoder: give one")
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for config in configs:
+        for component in encoders:
+            tokenizer = getattr(target, _TOKENIZERS[component])
+            table = _embedding(modules[component]).weight.detach().float().cpu()
+            if config.initializer_token is None:
+                noise = torch.randn(config.num_vectors, table.shape[1], generator=generator)
+                vectors = noise * table.std(dim=0) + table.mean(dim=0)
+            else:
+                ids = tokenizer(config.initializer_token, add_special_tokens=False).input_ids
+                if not ids:
+                    raise ConfigError(
+                        f"initializer_token={config.initializer_token!r} has no tokens: give a known word"
+                    )
+                vectors = table[ids].mean(dim=0, keepdim=True).repeat(config.num_vectors, 1)
+            found.setdefault(config.placeholder_token, {})[component] = vectors
+    return found
+
+
+def install_tokens(target: Any, name: str, tokens: Tokens, dtype: torch.dtype) -> dict[str, TokenVectors]:
+    """Put the words of adapter `name` in place; returns what each component carries. Ask `check_tokens` before."""
+    modules = components_of(target) if tokens else {}
+    found: dict[str, TokenVectors] = {}
+    for component in dict.fromkeys(component for vectors in tokens.values() for component in vectors):
+        own = {word: vectors[component] for word, vectors in tokens.items() if component in vectors}
+        embedding = _embedding(modules[component])
+        check_can_take_words(f"the token embedding of {component}", embedding)
+        stacked = torch.cat([vector.detach().to(embedding.weight.device, dtype) for vector in own.values()])
+        found[component] = TokenVectors({word: len(vector) for word, vector in own.items()}, stacked)
+        words = words_of(modules[component]) or Words(modules[component], getattr(target, _TOKENIZERS[component]))
+        modules[component].__dict__[_ATTRIBUTE] = words
+        add_vectors(embedding, name, found[component])
+        words.sync()
+    return found
+
+
+def uninstall_tokens(text_encoder: nn.Module, name: str) -> None:
+    """Take the words of adapter `name` out of a text encoder and its tokenizer."""
+    words = words_of(text_encoder)
+    assert words is not None, "only called where words were installed"
+    remove_vectors(words.embedding, name)
+    words.sync()
+    if not isinstance(words.embedding, VirtualTokens):
+        del text_encoder.__dict__[_ATTRIBUTE]
+
+
+_ATTRIBUTE = "_lora_diffusion_words"
+
+
+def words_of(text_encoder: nn.Module) -> Words | None:
+    return text_encoder.__dict__.get(_ATTRIBUTE)
+
+
+def _embedding(text_encoder: nn.Module) -> Any:
+    return text_encoder.get_input_embeddings()

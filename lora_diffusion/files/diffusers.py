@@ -53,7 +53,7 @@ _LITERAL = re.compile(r"\^?[\w.\\-]+\$?")
 
 
 def recognise(file: Source) -> bool:
-    return any(_half(name) is not None for name in file.tensors)
+    return any(_half(name) is not None or _TOKEN.fullmatch(name) for name in file.tensors)
 
 
 def read(file: Source) -> Adapter:

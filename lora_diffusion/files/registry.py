@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from ..adapter import Adapter
-from . import attn_processor, cloneofsimo, diffusers, kohya, loralib, lycoris, onetrainer, peft
+from . import attn_processor, cloneofsimo, diffusers, embedding, kohya, loralib, lycoris, onetrainer, peft
 from .own import OWN_KEY, describe
 from .source import Source
 
@@ -20,7 +20,17 @@ from .source import Source
 #   write_folder(adapter, path)                     for a folder
 # and where it is a folder
 #   recognise_folder(path) -> bool, read_folder(path) -> Adapter
-DIALECTS: tuple[ModuleType, ...] = (onetrainer, lycoris, kohya, cloneofsimo, attn_processor, loralib, peft, diffusers)
+DIALECTS: tuple[ModuleType, ...] = (
+    onetrainer,
+    lycoris,
+    kohya,
+    cloneofsimo,
+    attn_processor,
+    loralib,
+    peft,
+    diffusers,
+    embedding,
+)
 
 
 def dialect_of(source: Source) -> ModuleType | None:

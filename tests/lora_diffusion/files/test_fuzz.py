@@ -142,6 +142,7 @@ def sound_files() -> dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]]:
             {f"base_model.model.{unet}.lora_A.weight": a, f"base_model.model.{unet}.lora_B.weight": b},
             {"format": "pt"},
         ),
+        "textual inversion": ({"emb_params": torch.ones(2, 8)}, {}),
         "loralib": ({f"{unet}.lora_A": a, f"{unet}.lora_B": b, "score.weight": torch.ones(3, 8)}, {}),
     }  # fmt: skip
 
@@ -325,4 +326,5 @@ def test_the_files_are_sound(kind: str, tmp_path: Path) -> None:
     header, data = packed(*SOUND[kind])
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-    assert ld.read_adapter(path).layer_count() >= 1
+    adapter = ld.read_adapter(path)
+    assert adapter.layer_count() >= 1 or adapter.tokens
