@@ -1,11 +1,14 @@
 """Checkpoints: complete or absent, never half.
 
 A checkpoint is written into a hidden folder beside its place, every file is flushed to the disk, and one rename puts it
-there. A process that is killed while writing leaves a hidden folder, which the next run removes.
+there. A process that is killed while writing leaves a hidden folder, which the next run removes. The files' hashes lie
+among them, so that a checkpoint which a disk or a copy has damaged is noticed before it is used.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,6 +17,7 @@ from pathlib import Path
 
 from lora_diffusion.errors import ConfigError
 
+HASHES_FILE = "hashes.json"  # {file: sha256}
 _NAME = re.compile(r"(?:step|checkpoint)-(\d+)")
 
 
@@ -25,26 +29,59 @@ def steps_in(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def find(folder: Path, which: str) -> Path | None:
+def find(folder: Path, which: str, skipped: list[str] | None = None) -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` names: `latest`, a path, or a name such as `step-20`.
+
+    Args:
+        skipped: gets a sentence for each damaged checkpoint that `latest` passed over.
 
     Returns:
         Its folder; None for `latest` where there is none yet.
 
     Raises:
-        ConfigError: there is no such checkpoint.
+        ConfigError: there is no such checkpoint, or it is damaged; for `latest`, all of them are.
     """
     have = steps_in(folder)
     if which == "latest":
-        return list(have.values())[-1] if have else None
+        return _latest_sound(have, [] if skipped is None else skipped)
     path = Path(which)
-    if (path / "state.json").is_file():
-        return path
     match = _NAME.fullmatch(path.name)
-    if match and int(match[1]) in have:
-        return have[int(match[1])]
+    if not (path / "state.json").is_file() and match and int(match[1]) in have:
+        path = have[int(match[1])]
+    if (path / "state.json").is_file():
+        if (reason := damage(path)) is not None:
+            raise ConfigError(f"the checkpoint {path} is damaged ({reason}); resume from another one")
+        return path
     there = ", ".join(one.name for one in have.values()) or "none"
     raise ConfigError(f"there is no checkpoint {which}; in {folder} there are: {there}")
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files by their hashes; None if nothing, or if it has no hashes (an old one)."""
+    try:
+        hashes = json.loads((checkpoint / HASHES_FILE).read_text(encoding="utf-8"))
+        wrong = [name for name, digest in hashes.items() if _digest(checkpoint / name) != digest]
+    except FileNotFoundError as problem:
+        return None if Path(str(problem.filename)).name == HASHES_FILE else f"{Path(problem.filename).name} is missing"
+    except (OSError, ValueError, AttributeError, TypeError):
+        return f"{HASHES_FILE} cannot be read"
+    return f"{wrong[0]} is not what was written" if wrong else None
+
+
+def _latest_sound(have: dict[int, Path], skipped: list[str]) -> Path | None:
+    for path in reversed(have.values()):
+        reason = damage(path)
+        if reason is None:
+            return path
+        skipped.append(f"the checkpoint {path} is damaged ({reason}) and was passed over")
+    if have:
+        raise ConfigError(f"every checkpoint is damaged ({skipped[-1]}); start again with --overwrite")
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write(folder: Path, step: int, fill: Callable[[Path], None], *, keep: int | None = None) -> Path:
@@ -64,6 +101,9 @@ def write(folder: Path, step: int, fill: Callable[[Path], None], *, keep: int | 
     unfinished.mkdir()
     try:
         fill(unfinished)
+        files = sorted(path for path in unfinished.rglob("*") if path.is_file())
+        hashes = {str(path.relative_to(unfinished)): _digest(path) for path in files}
+        (unfinished / HASHES_FILE).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
         for path in unfinished.rglob("*"):
             if path.is_file():
                 flush_to_disk(path)

@@ -66,3 +66,37 @@ def test_a_torn_event_is_cut_off(tmp_path: Path) -> None:
     folder.close()
     assert [event["event"] for event in read_events(tmp_path / "events.jsonl")] == ["start", "end"]
     assert (tmp_path / "events.jsonl").read_text().count("\n") == 2
+
+
+class TestDamage:
+    def written(self, folder: Path) -> None:
+        for step in (1, 2, 3):
+            checkpoints.write(folder, step, lambda place: (place / "state.json").write_text("{}") and None)
+
+    def test_latest_passes_over_what_is_damaged(self, tmp_path: Path) -> None:
+        self.written(tmp_path)
+        (tmp_path / "step-3" / "state.json").write_text("{ }")
+        (tmp_path / "step-2" / "state.json").unlink()
+        skipped: list[str] = []
+        assert checkpoints.find(tmp_path, "latest", skipped) == tmp_path / "step-1"
+        assert "step-3" in skipped[0] and "state.json is not what was written" in skipped[0]
+        assert "step-2" in skipped[1] and "state.json is missing" in skipped[1]
+
+    def test_a_named_one_is_refused(self, tmp_path: Path) -> None:
+        self.written(tmp_path)
+        (tmp_path / "step-3" / "state.json").write_text("{ }")
+        for which in ("step-3", str(tmp_path / "step-3")):
+            with pytest.raises(ConfigError, match=r"is damaged .* resume from another one"):
+                checkpoints.find(tmp_path, which)
+
+    def test_all_damaged_is_an_error_and_not_a_new_beginning(self, tmp_path: Path) -> None:
+        self.written(tmp_path)
+        for step in (1, 2, 3):
+            (tmp_path / f"step-{step}" / "hashes.json").write_text("no")
+        with pytest.raises(ConfigError, match=r"every checkpoint is damaged .* --overwrite"):
+            checkpoints.find(tmp_path, "latest")
+
+    def test_one_from_before_there_were_hashes(self, tmp_path: Path) -> None:
+        self.written(tmp_path)
+        (tmp_path / "step-3" / "hashes.json").unlink()
+        assert checkpoints.find(tmp_path, "latest") == tmp_path / "step-3"
