@@ -48,10 +48,23 @@ COMMANDS = {
             "train.dreambooth_config:UNSUPPORTED_FLAGS",
         ),
         Command(
+            "plan",
+            "say how much memory a training will take, whether it fits on a card, and what would make it fit",
+            "train.plan_config:PlanConfig",
+            "app.plan_command:plan",
+            "train.dreambooth_config:UNSUPPORTED_FLAGS",
+        ),
+        Command(
             "sample",
             "draw pictures with a model and any number of adapters",
             "train.sample_config:SampleConfig",
             "app.commands:sample",
+        ),
+        Command(
+            "evaluate",
+            "judge adapters: likeness, prompt following, what else has changed",
+            "train.evaluate_config:EvaluateConfig",
+            "app.evaluate_command:evaluate",
         ),
         Command(
             "inspect",

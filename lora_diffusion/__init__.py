@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .merge_layer import MergeReport
     from .per_sample import adapters_per_sample
     from .pipeline_folder import ModelFolder
+    from .planning.plan import Plan, plan
     from .report import LoadReport, SaveReport
     from .switch import active_adapters, disable_adapters, list_adapters, set_adapters
     from .tokens import TextualInversionConfig
@@ -59,6 +60,8 @@ _LAZY = {
     "MergeReport": "merge_layer",
     "TextualInversionConfig": "tokens",
     "ModelFolder": "pipeline_folder",
+    "Plan": "planning.plan",
+    "plan": "planning.plan",
     "adapters_per_sample": "per_sample",
     "Derived": "arithmetic",
     "combine": "arithmetic",
@@ -100,6 +103,7 @@ __all__ = [
     "MergeReport",
     "ModelFolder",
     "ModelNotFoundError",
+    "Plan",
     "SaveReport",
     "TextualInversionConfig",
     "TrainingError",
@@ -118,6 +122,7 @@ __all__ = [
     "load_adapter",
     "merge_adapters",
     "merge_folder",
+    "plan",
     "put_adapter",
     "read_adapter",
     "reserve_adapter",

@@ -17,7 +17,7 @@ from torch import nn
 from .components import canonical_path
 from .config import is_number
 from .layers.host import base_class
-from .layers.quantised import is_quantised
+from .layers.quantised import is_quantised, weight_shape
 from .state import state_of
 
 WEIGHTS = 8
@@ -30,7 +30,7 @@ SAME, TUNED, OTHER, UNKNOWN = "same", "other weights", "other architecture", "un
 def fingerprint(component: str, module: nn.Module) -> dict[str, Any]:
     """{"class", "shapes": hash, "values": {weight: [float, …]}}, JSON values; adapters inside do not count."""
     weights = dict(_weights(component, module))
-    shapes = hashlib.sha256("".join(f"{n} {list(w.shape)}\n" for n, w in sorted(weights.items())).encode())
+    shapes = hashlib.sha256("".join(f"{n} {weight_shape(w)}\n" for n, w in sorted(weights.items())).encode())
     readable = [name for name, weight in sorted(weights.items()) if not is_quantised(weight) and weight.numel()]
     readable = [name for name in readable if weights[name].device.type != "meta"]
     chosen = [readable[k * len(readable) // WEIGHTS] for k in range(WEIGHTS)] if readable else []

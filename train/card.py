@@ -29,6 +29,7 @@ def dreambooth_card(config: DreamBoothConfig, *, steps: int, samples: list[Path]
         ("steps", f"{steps} × batch {config.train_batch_size} × accumulation {config.gradient_accumulation_steps}"),
         ("learning rate", f"{config.learning_rate:g}" + _text_rate(config)),
         ("resolution", f"{config.resolution} px"),
+        *_noise_schedule(config),
         ("precision of the base", {"no": "fp32"}.get(config.mixed_precision, config.mixed_precision)),
         ("seed", config.seed),
     ]
@@ -44,9 +45,10 @@ def dreambooth_card(config: DreamBoothConfig, *, steps: int, samples: list[Path]
             *pictures,
             *([""] if pictures else []),
             "```python",
-            "from diffusers import StableDiffusionPipeline",
+            f"from diffusers import {'DDIMScheduler, ' * config.rescale_betas_zero_snr}DiffusionPipeline",
             "",
-            f"pipe = StableDiffusionPipeline.from_pretrained({_loadable(model)})",
+            f"pipe = DiffusionPipeline.from_pretrained({_loadable(model)})",
+            *_sampler(config),
             'pipe.load_lora_weights(".", weight_name="adapter.safetensors")  # "." is the folder of this file',
             f"pipe({config.instance_prompt!r}).images[0]",
             "```",
@@ -59,6 +61,21 @@ def dreambooth_card(config: DreamBoothConfig, *, steps: int, samples: list[Path]
 
 def _text_rate(config: DreamBoothConfig) -> str:
     return f", text encoder {config.text_encoder_lr:g}" if config.train_text_encoder else ""
+
+
+def _noise_schedule(config: DreamBoothConfig) -> list[tuple[str, Any]]:
+    return [("noise schedule", "ends in pure noise (zero-terminal SNR)")] if config.rescale_betas_zero_snr else []
+
+
+def _sampler(config: DreamBoothConfig) -> list[str]:
+    """A model that was trained on a bent schedule has to draw on it, too."""
+    if not config.rescale_betas_zero_snr:
+        return []
+    return [
+        "pipe.scheduler = DDIMScheduler.from_config(",
+        '    pipe.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False',
+        ")",
+    ]
 
 
 def _loadable(model: str) -> str:

@@ -23,15 +23,18 @@ from typing import Any
 import torch
 
 from lora_diffusion.errors import ConfigError, LoraDiffusionError, TrainingError
+from train.best import judges_of
+from train.buckets import bucket_sizes
 from train.config import to_dict
 from train.dreambooth_config import DEFAULT_STEPS, DreamBoothConfig, validate
 from train.dreambooth_data import StoppedEarly, read_photos
-from train.dreambooth_learn import text_states
+from train.dreambooth_learn import text_states, weighting_of
 from train.dreambooth_run import Result, Run, seconds_since
 from train.dreambooth_save import Saver, check_same_run
+from train.families import family_of
 from train.memory import MemoryMeter
 from train.models import load_pipeline, resolve_device, resolve_precision
-from train.objective import NoiseSchedule
+from train.objective import objective_of
 from train.record import OnEvent, RunFolder
 from train.trackers import Trackers, check_trackers
 
@@ -64,6 +67,7 @@ def train(
     device = resolve_device(config.device)
     config = replace(config, mixed_precision=resolve_precision(config.mixed_precision, device))
     photos = read_photos(config)
+    judges = judges_of(config)
     meter = MemoryMeter(device)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -73,20 +77,28 @@ def train(
         device=device,
         revision=config.revision,
         variant=config.variant,
+        quantize=config.quantize,
+        quantize_text_encoders=config.train_text_encoder,
     )
     config = resolve(config, pipe, len(photos.paths))
     saver = Saver(folder, config, pipe)
     checkpoint = saver.find_checkpoint()
-    schedule = NoiseSchedule.of(pipe.scheduler)
-    text_states(config, pipe)  # a prompt too long shows itself here
+    objective = objective_of(
+        pipe.scheduler,
+        zero_snr=config.rescale_betas_zero_snr,
+        first=config.min_timestep,
+        last=config.max_timestep,
+    )
+    weighting_of(config).check(objective.prediction)
+    text_states(config, pipe, photos)  # a text too long shows itself here
     if checkpoint is not None:
         check_same_run(checkpoint, config)
     folder.open(to_dict(config), fresh=checkpoint is None, overwrite=config.overwrite)
-    run = Run(config, pipe, folder, saver, device, meter, should_stop or (lambda: False))
+    run = Run(config, pipe, folder, saver, device, meter, should_stop or (lambda: False), judges)
     try:
         tracking = Trackers(trackers, folder.path / config.logging_dir, to_dict(config))
         try:
-            return run.go(photos, schedule, checkpoint, tracking, started)
+            return run.go(photos, objective, checkpoint, tracking, started)
         finally:
             tracking.finish()
     except StoppedEarly:
@@ -112,10 +124,13 @@ def resolve(config: DreamBoothConfig, pipe: Any, photo_count: int) -> DreamBooth
     """The config with every default filled in from the model and the number of photos.
 
     Raises:
-        ConfigError: a resolution that the model's autoencoder cannot halve often enough.
+        ConfigError: a resolution or a bucket that the model's autoencoder cannot halve often enough.
     """
     factor = int(pipe.vae_scale_factor)
-    size = pipe.unet.config.sample_size
+    family = family_of(pipe)
+    if config.text_encoder_2_lr is not None and len(family.text_encoders) < 2:
+        raise ConfigError("--text_encoder_2_lr is for models with two text encoders; this one has one, so leave it out")
+    size = family.denoiser_of(pipe).config.sample_size
     native = (size if isinstance(size, int) else min(size)) * factor
     resolution = config.resolution or native
     if resolution % factor:
@@ -123,15 +138,17 @@ def resolve(config: DreamBoothConfig, pipe: Any, photo_count: int) -> DreamBooth
             f"--resolution {resolution} is not a multiple of {factor}; "
             f"the nearest is {max(1, round(resolution / factor)) * factor}"
         )
+    bucket_sizes(config, resolution, factor)
     epoch = photo_count
-    if config.with_prior_preservation:
+    pictures = config.with_prior_preservation and config.prior_mode == "pictures"
+    if pictures:
         epoch = max(epoch, config.num_class_images)
     steps_per_epoch = math.ceil(epoch / (config.train_batch_size * config.gradient_accumulation_steps))
     steps = config.max_train_steps
     if steps is None:
         steps = DEFAULT_STEPS if config.num_train_epochs is None else config.num_train_epochs * steps_per_epoch
     class_dir = config.class_data_dir
-    if config.with_prior_preservation and class_dir is None:
+    if pictures and class_dir is None:
         class_dir = str(Path(config.output_dir) / "class_images")
     return replace(
         config,

@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_diffusion.errors import ConfigError
+from train.buckets import parse as parse_buckets
 from train.config import check, setting
 from train.prompts import check_subject_word
+from train.templates import check_templates, templates_of
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedule-free-adamw")
 DEFAULT_STEPS = 500
 
 # Flags of diffusers' script that have no meaning here. Each is refused with its reason, never ignored.
@@ -69,7 +72,15 @@ class DreamBoothConfig:
     with_prior_preservation: bool = setting(
         False, "also train on pictures of the class, so that the class is not forgotten", group="data"
     )
-    prior_loss_weight: float = setting(1.0, "weight of the loss on class pictures", group="data", minimum=0)
+    prior_mode: str = setting(
+        "pictures",
+        "what keeps the class: pictures of it, or the base model as a teacher on the photos (no class pictures needed)",
+        group="data",
+        choices=("pictures", "teacher"),
+    )
+    prior_loss_weight: float = setting(
+        1.0, "weight of the loss on class pictures, or of that against the teacher", group="data", minimum=0
+    )
     num_class_images: int = setting(100, "number of class pictures", group="data", minimum=1)
     sample_batch_size: int = setting(4, "class pictures generated at once", group="data", minimum=1, decides=False)
     prior_generation_precision: str | None = setting(
@@ -87,6 +98,64 @@ class DreamBoothConfig:
     )
     center_crop: bool = setting(
         False, "crop pictures that are not square at the centre, rather than at a few random places", group="data"
+    )
+    random_flip: bool = setting(False, "train on mirror images as often as on the pictures", group="data")
+    aspect_ratio_buckets: str | None = setting(
+        None,
+        "train pictures at the size whose shape is nearest to theirs, not at a square: auto for sizes of about "
+        "RESOLUTION² pixels, or a list 'height,width;height,width'",
+        group="data",
+        metavar="{auto,LIST}",
+    )
+    bucket_reso_steps: int | None = setting(
+        None, "sides of automatic buckets are multiples of this (default: an eighth of --resolution, 64 at most)",
+        group="data", minimum=1,
+    )  # fmt: skip
+    min_bucket_reso: int | None = setting(
+        None, "shortest side of an automatic bucket in pixels (default: half of --resolution)", group="data", minimum=8
+    )
+    max_bucket_reso: int | None = setting(
+        None, "longest side of an automatic bucket in pixels (default: twice --resolution)", group="data", minimum=8
+    )
+    ignore_captions: bool = setting(
+        False,
+        "use --instance_prompt for all pictures, also where captions lie beside them (dog.txt beside dog.png, or a "
+        "metadata.jsonl)",
+        group="data",
+    )
+    caption_fallback: bool = setting(
+        False, "use --instance_prompt for pictures without a caption when others have one", group="data"
+    )
+    caption_column: str = setting(
+        "text", "the name of the caption in the lines of metadata.jsonl", group="data", metavar="NAME"
+    )
+    caption_template: str | None = setting(
+        None,
+        "the text of a picture: with {caption} for its caption (without captions the instance prompt) and {subject} "
+        "for --subject_token, as in '{caption}, photo of sks dog'; or a built-in list of such texts: object, style",
+        group="data",
+        metavar="TEXT",
+    )
+    caption_template_file: str | None = setting(
+        None, "file with one such text a line, of which one is drawn each time", group="data", metavar="FILE",
+        decides=False,
+    )  # fmt: skip
+    caption_dropout_rate: float = setting(
+        0.0, "share of samples of the subject of which nothing is said", group="data", minimum=0, maximum=1
+    )
+    shuffle_caption: bool = setting(
+        False, "train on captions with their tags, which commas separate, in several orders", group="data"
+    )
+    keep_tokens: int = setting(
+        0, "tags at the beginning that --shuffle_caption leaves in their place", group="data", minimum=0
+    )
+    mask_dir: str | None = setting(
+        None, "folder with a mask for each photo, of its name and size: white is learned, black is not", group="data",
+        metavar="DIR", decides=False,
+    )  # fmt: skip
+    alpha_mask: bool = setting(False, "learn what is opaque in the photos, not what is transparent", group="data")
+    unmasked_weight: float = setting(
+        0.0, "what the masked-out part counts for, next to 1 for the rest", group="data", minimum=0, maximum=1
     )
     dataloader_num_workers: int = setting(
         0, "threads that read the pictures before training starts", group="data", minimum=0, decides=False
@@ -106,7 +175,41 @@ class DreamBoothConfig:
     target_modules: str = setting(
         "attention", "which layers get an adapter: a preset, names separated by commas, or a regex", group="adapter"
     )
-    train_text_encoder: bool = setting(False, "an adapter for the text encoder, too", group="adapter")
+    use_dora: bool = setting(
+        False, "learn the length of each output apart from its direction (DoRA); slower", group="adapter"
+    )
+    use_rslora: bool = setting(False, "scale by alpha / sqrt(rank), for high ranks", group="adapter")
+    init_lora_weights: str = setting(
+        "kaiming",
+        "how the adapter starts: kaiming and gaussian at random, orthogonal in rows at right angles, pissa and olora "
+        "from the base weights",
+        group="adapter",
+        choices=("kaiming", "gaussian", "orthogonal", "pissa", "olora"),
+    )
+    train_text_encoder: bool = setting(
+        False, "an adapter for the text encoder, too; for both where the model has two", group="adapter"
+    )
+    placeholder_token: str | None = setting(
+        None,
+        "learn a new word for the subject as vectors of its own (textual inversion); it has to be in --instance_prompt",
+        group="adapter",
+        metavar="WORD",
+    )
+    initializer_token: str | None = setting(
+        None, "the word that the new one starts as: 'dog' (default: at random)", group="adapter", metavar="WORD"
+    )
+    num_vectors: int = setting(1, "tokens that the new word becomes", group="adapter", minimum=1, maximum=75)
+    token_learning_rate: float = setting(5e-4, "learning rate of the new word's vectors", group="adapter", above=0)
+    train_text_encoder_ti_frac: float = setting(
+        1.0,
+        "share of the steps after which the new word rests, and only layers learn on (pivotal tuning)",
+        group="adapter",
+        above=0,
+        maximum=1,
+    )
+    only_token: bool = setting(
+        False, "learn the new word alone, without low-rank layers: a file of a few kilobytes", group="adapter"
+    )
 
     output_dir: str = setting(
         "runs/dreambooth", "the run's folder: settings, events, checkpoints, samples, adapter", group="run",
@@ -136,6 +239,9 @@ class DreamBoothConfig:
     gradient_accumulation_steps: int = setting(1, "batches that make one optimizer step", group="optimizer", minimum=1)
     learning_rate: float = setting(1e-4, "learning rate of the UNet's adapter", group="optimizer", above=0)
     text_encoder_lr: float = setting(1e-5, "learning rate of the text encoder's adapter", group="optimizer", above=0)
+    text_encoder_2_lr: float | None = setting(
+        None, "that of SDXL's second text encoder (default: --text_encoder_lr)", group="optimizer", above=0
+    )
     scale_lr: bool = setting(
         False, "multiply the learning rates by batch size and accumulation steps", group="optimizer"
     )
@@ -145,7 +251,16 @@ class DreamBoothConfig:
     )
     lr_num_cycles: int = setting(1, "restarts of cosine_with_restarts", group="optimizer", minimum=1)
     lr_power: float = setting(1.0, "exponent of polynomial", group="optimizer", above=0)
-    use_8bit_adam: bool = setting(False, "AdamW with 8-bit state, from bitsandbytes", group="optimizer")
+    optimizer: str = setting(
+        "adamw",
+        "adamw8bit needs bitsandbytes, prodigy prodigyopt (and --learning_rate 1), schedule-free-adamw schedulefree",
+        group="optimizer",
+        choices=OPTIMIZERS,
+    )
+    use_8bit_adam: bool = setting(False, "the same as --optimizer adamw8bit", group="optimizer")
+    loraplus_lr_ratio: float | None = setting(
+        None, "LoRA+: B learns at this many times the rate of A; 16 is usual (default: off)", group="optimizer", above=0
+    )
     adam_beta1: float = setting(0.9, "decay of Adam's first moment", group="optimizer", minimum=0, maximum=0.99999)
     adam_beta2: float = setting(0.999, "decay of Adam's second moment", group="optimizer", minimum=0, maximum=0.999999)
     adam_weight_decay: float = setting(1e-2, "weight decay", group="optimizer", minimum=0)
@@ -154,16 +269,68 @@ class DreamBoothConfig:
         1.0, "gradients are clipped to this norm; 0 for no clipping", group="optimizer", minimum=0
     )
 
+    use_ema: bool = setting(
+        False, "draw and save the average over the course of training, not its last step", group="optimizer"
+    )
+    ema_decay: float = setting(
+        0.9999, "what stays of the average in each step, after a start that is quicker", group="optimizer",
+        minimum=0, maximum=0.9999999,
+    )  # fmt: skip
+    ema_warmup: bool = setting(
+        False, "after n steps, an average decays by 1 - (1 + n)^(-2/3) rather than (1 + n) / (10 + n)",
+        group="optimizer",
+    )  # fmt: skip
+
     snr_gamma: float | None = setting(
         None, "min-SNR weighting of the loss with this gamma; 5 is usual (default: off)", group="loss", above=0
     )
+    soft_min_snr: bool = setting(False, "let min-SNR's weights bend smoothly at gamma", group="loss")
+    debiased_estimation_loss: bool = setting(
+        False, "weigh the loss by 1 / sqrt(SNR), for v-prediction by 1 / (SNR + 1)", group="loss"
+    )
+    loss_type: str = setting(
+        "l2", "how an error counts: squared, or less than that where it is large", group="loss",
+        choices=("l2", "huber", "smooth_l1"),
+    )  # fmt: skip
+    huber_c: float = setting(
+        0.1, "error at which huber and smooth_l1 turn from squared to absolute", group="loss", above=0, maximum=1
+    )
+    huber_schedule: str = setting(
+        "snr", "huber_c at all timesteps, or from 1 without noise down to huber_c", group="loss",
+        choices=("constant", "exponential", "snr"),
+    )  # fmt: skip
     noise_offset: float = setting(0.0, "strength of a noise that is constant over the picture", group="loss", minimum=0)
+    multires_noise_iterations: int = setting(
+        0, "levels of ever coarser noise on top; 6 to 10 are usual", group="loss", minimum=0
+    )
+    multires_noise_discount: float = setting(
+        0.3, "strength of a level of coarser noise, as part of that before it", group="loss", minimum=0, maximum=1
+    )
+    input_perturbation: float = setting(
+        0.0, "strength of a noise in the model's input that it is not asked to name; 0.1 is usual", group="loss",
+        minimum=0, aliases=("ip_noise_gamma",),
+    )  # fmt: skip
+    rescale_betas_zero_snr: bool = setting(
+        False, "let the noise schedule end in pure noise; only for models that predict v", group="loss",
+        aliases=("zero_terminal_snr",),
+    )  # fmt: skip
+    min_timestep: int | None = setting(None, "train on timesteps from this one (default: 0)", group="loss", minimum=0)
+    max_timestep: int | None = setting(
+        None, "train on timesteps below this one (default: all, 1000 as a rule)", group="loss", minimum=1
+    )
 
     mixed_precision: str = setting(
         "auto",
         "precision of the frozen base, adapters stay in fp32; auto: bf16 or fp16 on CUDA, no on CPU",
         group="speed and memory",
         choices=("auto", "no", "fp16", "bf16"),
+    )
+    quantize: str | None = setting(
+        None,
+        "store the frozen base in fewer bits: nf4 (4 bits, convolutions 8) takes the least memory, int8 is the most "
+        "exact, fp8 as small and coarser, but sure of outliers; the adapter fits the full model all the same",
+        group="speed and memory",
+        choices=("nf4", "int8", "fp8"),
     )
     gradient_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, about 30 % slower", group="speed and memory"
@@ -175,6 +342,12 @@ class DreamBoothConfig:
         decides=False,
     )
     allow_tf32: bool = setting(False, "TF32 products on Ampere GPUs and later", group="speed and memory")
+    plan: bool = setting(
+        True,
+        "estimate the memory when the run starts and compare at its end (--no_plan: do not)",
+        group="speed and memory",
+        decides=False,
+    )
 
     validation_prompt: str | None = setting(
         None, "draw this while training, at fixed seeds", group="validation", metavar="TEXT", decides=False
@@ -190,6 +363,18 @@ class DreamBoothConfig:
     validation_inference_steps: int = setting(
         25, "denoising steps of each validation picture", group="validation", minimum=1, decides=False
     )
+    keep_best: bool = setting(
+        False, "judge every validation's pictures (likeness, prompt following) and keep the best step's adapter as "
+        "best.safetensors", group="validation", decides=False,
+    )  # fmt: skip
+    validation_image_encoder: str = setting(
+        "auto", "judges likeness for --keep_best: dino, dinov2, clip, pocket, a folder or a hub id; auto: pocket's own "
+        "for pocket, else dino", group="validation", decides=False,
+    )  # fmt: skip
+    validation_text_encoder: str = setting(
+        "auto", "judges prompt following for --keep_best: clip, pocket, none, a folder or a hub id; auto: pocket's own "
+        "for pocket, else clip", group="validation", decides=False,
+    )  # fmt: skip
 
     report_to: str | None = setting(
         None,
@@ -205,6 +390,35 @@ class DreamBoothConfig:
     )
 
 
+def learns_text(config: DreamBoothConfig) -> bool:
+    """Whether anything that is trained lies in a text encoder: its layers, or a new word."""
+    return config.train_text_encoder or config.placeholder_token is not None
+
+
+def _check_word(config: DreamBoothConfig) -> None:
+    """Raises ConfigError for a new word that is not in the prompt, and for settings of a word that is not there."""
+    word = config.placeholder_token
+    if word is None:
+        lonely = [name for name in ("initializer_token",) if getattr(config, name) is not None]
+        lonely += [
+            name for name, unset in (("only_token", False), ("num_vectors", 1)) if getattr(config, name) != unset
+        ]
+        if lonely:
+            raise ConfigError(f"--{lonely[0]} needs --placeholder_token, the new word that it is about")
+        return
+    if word not in config.instance_prompt.split():
+        raise ConfigError(
+            f"--placeholder_token {word} is not a word of --instance_prompt {config.instance_prompt!r}; "
+            f"say for example 'a photo of {word}'"
+        )
+    if config.only_token and config.train_text_encoder:
+        raise ConfigError("--only_token and --train_text_encoder exclude each other; leave one of them out")
+    if config.only_token and config.train_text_encoder_ti_frac < 1:
+        raise ConfigError("--only_token learns nothing but the word, which cannot rest: leave one of the two out")
+    if config.pre_compute_text_embeddings:
+        raise ConfigError("--pre_compute_text_embeddings cannot be used while a word is being learned; leave it out")
+
+
 def validate(config: DreamBoothConfig) -> None:
     """Check all that can be checked without reading a file.
 
@@ -216,6 +430,9 @@ def validate(config: DreamBoothConfig) -> None:
         raise ConfigError("--instance_prompt is empty; say what the photos show, for example 'a photo of sks dog'")
     if config.with_prior_preservation and not (config.class_prompt or "").strip():
         raise ConfigError("--with_prior_preservation needs --class_prompt, for example 'a photo of a dog'")
+    _check_word(config)
+    if config.text_encoder_2_lr is not None and not config.train_text_encoder:
+        raise ConfigError("--text_encoder_2_lr needs --train_text_encoder; without it, no text encoder is trained")
     if config.train_text_encoder and config.pre_compute_text_embeddings:
         raise ConfigError(
             "--train_text_encoder and --pre_compute_text_embeddings exclude each other: "
@@ -228,4 +445,65 @@ def validate(config: DreamBoothConfig) -> None:
         )
     if config.resume_from_checkpoint is not None and config.overwrite:
         raise ConfigError("--overwrite starts again and --resume_from_checkpoint goes on; give one of them")
+    _check_data(config)
+    _check_optimizer(config)
+    _check_loss(config)
+    if config.keep_best and not (config.validation_prompt or "").strip():
+        raise ConfigError("--keep_best judges the pictures of --validation_prompt; give one")
     check_subject_word(config.instance_prompt, config.class_prompt, config.subject_token)
+
+
+def _check_data(config: DreamBoothConfig) -> None:
+    if config.aspect_ratio_buckets is None or parse_buckets(config.aspect_ratio_buckets) is not None:
+        for name in ("bucket_reso_steps", "min_bucket_reso", "max_bucket_reso"):
+            if getattr(config, name) is not None:
+                raise ConfigError(f"--{name} needs --aspect_ratio_buckets auto")
+    if config.caption_template is not None and config.caption_template_file is not None:
+        raise ConfigError("--caption_template and --caption_template_file exclude each other; give one of them")
+    check_templates(templates_of(config.caption_template, None), config.subject_token)
+    if config.keep_tokens and not config.shuffle_caption:
+        raise ConfigError("--keep_tokens needs --shuffle_caption; without it, all tags stay in their place")
+    if config.mask_dir is not None and config.alpha_mask:
+        raise ConfigError("--mask_dir and --alpha_mask exclude each other; give one of them")
+    if config.unmasked_weight and config.mask_dir is None and not config.alpha_mask:
+        raise ConfigError("--unmasked_weight needs --mask_dir or --alpha_mask; without them, nothing is masked out")
+
+
+def optimizer_name(config: DreamBoothConfig) -> str:
+    """The optimizer that `--optimizer` and its older flag ask for."""
+    return "adamw8bit" if config.use_8bit_adam else config.optimizer
+
+
+def _check_optimizer(config: DreamBoothConfig) -> None:
+    if config.use_8bit_adam and config.optimizer not in ("adamw", "adamw8bit"):
+        raise ConfigError(f"--use_8bit_adam and --optimizer {config.optimizer} are two optimizers; give one of them")
+    if config.optimizer == "prodigy":
+        second = config.text_encoder_2_lr or config.text_encoder_lr
+        if config.train_text_encoder and {config.text_encoder_lr, second} != {config.learning_rate}:
+            raise ConfigError(
+                "--optimizer prodigy finds one learning rate for all: give --text_encoder_lr the value of "
+                f"--learning_rate, {config.learning_rate:g}"
+            )
+        if config.loraplus_lr_ratio is not None:
+            raise ConfigError("--optimizer prodigy finds one learning rate for all, --loraplus_lr_ratio asks for two")
+    if config.optimizer == "schedule-free-adamw":
+        if config.lr_scheduler not in ("constant", "constant_with_warmup"):
+            raise ConfigError(
+                f"--optimizer schedule-free-adamw needs no --lr_scheduler {config.lr_scheduler}; leave it out, or give "
+                "constant_with_warmup"
+            )
+        if config.use_ema:
+            raise ConfigError("--optimizer schedule-free-adamw saves an average by itself; leave --use_ema out")
+        if not config.adam_beta1:
+            raise ConfigError("--optimizer schedule-free-adamw needs an --adam_beta1 above 0; 0.9 is usual")
+
+
+def _check_loss(config: DreamBoothConfig) -> None:
+    if config.prior_mode == "teacher" and not config.with_prior_preservation:
+        raise ConfigError("--prior_mode teacher needs --with_prior_preservation and --class_prompt")
+    if config.debiased_estimation_loss and config.snr_gamma is not None:
+        raise ConfigError("--debiased_estimation_loss and --snr_gamma are two weightings; give one of them")
+    if config.soft_min_snr and config.snr_gamma is None:
+        raise ConfigError("--soft_min_snr needs --snr_gamma; 5 is usual")
+    if config.noise_offset and config.multires_noise_iterations:
+        raise ConfigError("--noise_offset and --multires_noise_iterations both change large shapes; give one of them")

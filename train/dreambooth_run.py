@@ -11,16 +11,21 @@ from typing import Any
 
 import torch
 
+import lora_diffusion as ld
 from lora_diffusion.errors import TrainingError
-from train import loop
-from train.dreambooth_config import DreamBoothConfig
+from train import loop, prior
+from train.best import Best
+from train.dreambooth_config import DreamBoothConfig, learns_text
 from train.dreambooth_data import encode_data, prepare_class_images
-from train.dreambooth_learn import BatchLoss, build_learner, text_states
-from train.dreambooth_save import Saver, model_label
+from train.dreambooth_learn import BatchLoss, advice, build_learner, rest_word, text_states
+from train.dreambooth_save import BEST_FILE, Saver, model_label
+from train.encoders import Encoders
+from train.families import family_of
+from train.images import read_image
 from train.learner import Learner
 from train.memory import MemoryMeter
-from train.objective import NoiseSchedule
-from train.preview import Preview
+from train.objective import Objective, with_zero_snr
+from train.preview import Preview, encoder_alone, taking_turns
 from train.record import RunFolder
 from train.trackers import Trackers
 
@@ -39,6 +44,7 @@ class Result:
         seconds: in all, loading and encoding included.
         peak_memory_bytes: see `train.memory`.
         samples: previews, in order.
+        best, best_step: with `keep_best`, the adapter of the step whose previews were judged best.
     """
 
     output_dir: Path
@@ -50,6 +56,8 @@ class Result:
     seconds: float
     peak_memory_bytes: int
     samples: tuple[Path, ...] = ()
+    best: Path | None = None
+    best_step: int | None = None
 
 
 class Run:
@@ -57,7 +65,7 @@ class Run:
 
     def __init__(
         self, config: DreamBoothConfig, pipe: Any, folder: RunFolder, saver: Saver, device: torch.device,
-        meter: MemoryMeter, should_stop: Callable[[], bool],
+        meter: MemoryMeter, should_stop: Callable[[], bool], judges: Encoders | None = None,
     ) -> None:  # fmt: skip
         self.config, self.pipe, self.folder, self.saver = config, pipe, folder, saver
         self.device, self.meter, self.should_stop = device, meter, should_stop
@@ -65,9 +73,11 @@ class Run:
         self.losses: list[float] = []
         self.last_step = config.max_train_steps or 0
         self.preview = _preview(config)
+        self.judges = judges
+        self.best: Best | None = None
 
     def go(
-        self, photos: Any, schedule: NoiseSchedule, checkpoint: Path | None, tracking: Trackers, started: float
+        self, photos: Any, objective: Objective, checkpoint: Path | None, tracking: Trackers, started: float
     ) -> Result:
         config, pipe, folder = self.config, self.pipe, self.folder
         start_step = 0 if checkpoint is None else self.saver.step_of(checkpoint)
@@ -76,27 +86,48 @@ class Run:
             device=str(self.device), precision=config.mixed_precision, resolution=config.resolution,
             max_steps=self.last_step, resumed_from=start_step or None, torch=torch.__version__,
         )  # fmt: skip
+        for message in self.saver.passed_over:
+            folder.emit("warning", message=message)
         if config.resume_from_checkpoint == "latest" and checkpoint is None:
             folder.emit("note", message=f"no checkpoint in {folder.checkpoints} yet: starting from the beginning")
-        if not config.with_prior_preservation and config.class_data_dir is not None:
-            folder.emit("warning", message="--class_data_dir is not used without --with_prior_preservation")
-        class_paths = prepare_class_images(config, pipe, self.device, folder, self.should_stop)
-        data = encode_data(config, pipe, photos, class_paths, folder)
+        pictures = config.with_prior_preservation and config.prior_mode == "pictures"
+        if not pictures and config.class_data_dir is not None:
+            unused = "without --with_prior_preservation and --prior_mode pictures"
+            folder.emit("warning", message=f"--class_data_dir is not used {unused}")
+        for message in advice(config):
+            folder.emit("warning", message=message)
+        for remark in photos.remarks:
+            folder.emit("warning", message=remark)
+        planned = self._plan(photos, pictures)
+        class_paths = []
+        if pictures:
+            with taking_turns(pipe, self.device):
+                class_paths = prepare_class_images(config, pipe, self.device, folder, self.should_stop)
+        if config.rescale_betas_zero_snr:
+            pipe.scheduler = with_zero_snr(pipe.scheduler)
+        with encoder_alone(pipe, self.device):
+            data = encode_data(config, pipe, photos, class_paths, folder)
         self.saver.check_data(checkpoint, data.fingerprint)
-        texts = text_states(config, pipe)
         learner = build_learner(config, pipe, self.device)
-        if not config.train_text_encoder:
+        texts = text_states(config, pipe, photos)  # after a new word has come to the tokenizers
+        if not learns_text(config):
             texts.cache()
         self._make_room()
         if checkpoint is not None:
             learner.load(checkpoint)
+        self._find_best(photos, learner, start_step)
+        denoiser = family_of(pipe).denoiser_of(pipe)
         end, seconds = self._loop(
-            BatchLoss(config, pipe.unet, schedule, data, texts, self.device), learner, start_step, tracking
-        )
+            BatchLoss(
+                config, denoiser, objective, data, texts, self.device, base=lambda: ld.disable_adapters(pipe)
+            ),
+            learner, start_step, tracking,
+        )  # fmt: skip
         if end.stopped and folder.checkpoints.joinpath(f"step-{end.step}") not in folder.checkpoints.glob("step-*"):
             self._checkpoint(end.step, learner)
         self._check_finite(learner, end.step)
-        adapter = self.saver.save_adapter(end.step)
+        with learner.averaged():
+            adapter = self.saver.save_adapter(end.step)
         if self.saver.report is not None and self.saver.report.without_effect:
             folder.emit("warning", message=str(self.saver.report))
         self.saver.save_card(end.step, self.samples)
@@ -111,13 +142,34 @@ class Run:
             seconds_since(started),
             self.meter.peak(),
             tuple(self.samples),
+            *((None, None) if self.best is None or self.best.best is None else (self.best.file, self.best.best.step)),
         )
         if config.push_to_hub and not end.stopped:
             folder.emit("note", message=f"uploaded to {self.saver.push()}")
         folder.emit(
-            "end", **{k: v for k, v in _plain(result).items() if k not in ("samples", "output_dir")}, step=end.step
-        )
+            "end", **{k: v for k, v in _plain(result).items() if k not in ("samples", "output_dir")}, step=end.step,
+            skipped_steps=end.skipped, planned_memory_bytes=planned,
+        )  # fmt: skip
+
         return result
+
+    def _plan(self, photos: Any, pictures: bool) -> int | None:
+        """Say how much memory the run will take, part by part; the end says how much it was."""
+        if not self.config.plan:
+            return None
+        from train.plan import plan_of_run
+
+        place = Path(self.config.class_data_dir or self.folder.class_images)
+        drawn = pictures and bool(prior.missing(place, self.config.num_class_images))
+        texts = len({text for each in photos.texts for text in each}) or 1
+        try:
+            plan = plan_of_run(self.config, self.pipe, self.device, self.meter, texts=texts, drawn=drawn)
+        except Exception as problem:  # a run is not to fail for want of an estimate
+            what = " ".join(str(problem).split())[:200]
+            self.folder.emit("warning", message=f"its memory cannot be planned: {type(problem).__name__}: {what}")
+            return None
+        self.folder.emit("plan", **plan.to_dict())
+        return plan.peak
 
     def _loop(
         self, micro_losses: BatchLoss, learner: Learner, start_step: int, tracking: Trackers
@@ -133,11 +185,14 @@ class Run:
             tracking.log({k: v for k, v in values.items() if isinstance(v, float)}, report.step)
 
         def after_step(step: int) -> None:
+            rest_word(config, self.pipe, step)
             if step % config.checkpointing_steps == 0 or step == self.last_step:
                 self._checkpoint(step, learner)
             if self.preview is not None and self.preview.due(step, self.last_step):
-                self._draw(step)
+                with learner.averaged():
+                    self._draw(step)
 
+        rest_word(config, self.pipe, start_step)
         self._set_training(True)
         began = time.perf_counter()
         try:
@@ -157,13 +212,15 @@ class Run:
             "step": report.step,
             "max_steps": self.last_step,
             "loss": report.loss,
-            "lr": report.learning_rates["unet"],
+            "lr": next(iter(report.learning_rates.values())),
             "grad_norm": report.grad_norm,
             "speed": round(report.steps_per_second, 4),
             "memory": self.meter.now(),
         }
-        if "text_encoder" in report.learning_rates:
-            values["text_encoder_lr"] = report.learning_rates["text_encoder"]
+        for name in ("text_encoder", "text_encoder_2"):
+            if name in report.learning_rates:
+                values[f"{name}_lr"] = report.learning_rates[name]
+        values |= {f"lr/{name}": rate for name, rate in report.learning_rates.items() if "/" in name}
         if report.skipped:
             values |= {"skipped": True, "loss": None, "grad_norm": None}
             self.losses.pop()
@@ -180,43 +237,66 @@ class Run:
 
     def _checkpoint(self, step: int, learner: Learner) -> None:
         self._check_finite(learner, step)
-        path = self.saver.save_checkpoint(step, learner)
+        with learner.averaged():
+            path = self.saver.save_checkpoint(step, learner)
         self.folder.emit("checkpoint", step=step, path=str(path))
 
     def _check_finite(self, learner: Learner, step: int) -> None:
         if not learner.is_finite():
-            rate = learner.learning_rates["unet"]
+            rate = next(iter(learner.learning_rates.values()))
             problem = loop.Diverged(
                 f"the adapter is no longer finite after step {step} with a learning rate of {rate:g}", step + 1
             )
             raise self._diverged(problem, learner)
 
     def _diverged(self, problem: loop.Diverged, learner: Learner) -> TrainingError:
-        return TrainingError(f"{problem}; {self.saver.keep_last(problem.step - 1, learner)}; lower --learning_rate")
+        kept = self.saver.keep_last(problem.step - 1, learner)
+        other = ", or train without fp16 (--mixed_precision bf16 or no)" if learner.skips_overflows else ""
+        return TrainingError(f"{problem}; {kept}; lower --learning_rate{other}")
 
     def _draw(self, step: int) -> None:
         assert self.preview is not None
-        for path, seed in self.preview.draw(self.pipe, self.folder.samples, step, self.device, self.should_stop):
+        drawn = self.preview.draw(self.pipe, self.folder.samples, step, self.device, self.should_stop)
+        for path, seed in drawn:
             self.samples.append(path)
             self.folder.emit("sample", step=step, path=str(path), prompt=self.preview.prompt, seed=seed)
+        if self.best is not None:
+            self.best.judge(step, [path for path, _ in drawn])
+
+    def _find_best(self, photos: Any, learner: Learner, start_step: int) -> None:
+        """With `--keep_best`: judge the base model, and what an interrupted run left unjudged."""
+        if start_step == 0:
+            (self.folder.path / BEST_FILE).unlink(missing_ok=True)
+        if self.judges is None or self.preview is None:
+            return
+        preview, pipe, device, stop = self.preview, self.pipe, self.device, self.should_stop
+        pictures = map(read_image, photos.paths)
+        self.best = Best(self.config, self.judges, pictures, preview, self.folder, self.saver.save_best)
+        self.best.begin(lambda prompt: preview.base(pipe, prompt, device, stop), start_step)
+        if self.best.missing(start_step, self.last_step):
+            with learner.averaged():
+                self._draw(start_step)
 
     def _set_training(self, mode: bool) -> None:
         """Train mode for what is trained: dropout and checkpointing are off without it."""
-        trained = [self.pipe.unet, *([self.pipe.text_encoder] if self.config.train_text_encoder else [])]
-        for module in trained:
+        family = family_of(self.pipe)
+        denoiser = family.denoiser_of(self.pipe)
+        encoders = family.encoders_of(self.pipe).values() if learns_text(self.config) else ()
+        for module in (denoiser, *encoders):
             module.train(mode)
         if mode and self.config.gradient_checkpointing:
-            self.pipe.unet.enable_gradient_checkpointing()
-            if self.config.train_text_encoder:
-                _checkpoint_activations(self.pipe.text_encoder)
+            denoiser.enable_gradient_checkpointing()
+            for encoder in encoders:
+                _checkpoint_activations(encoder)
 
     def _make_room(self) -> None:
         """What has done its work leaves the GPU; previews bring it back for as long as they take."""
         if self.device.type == "cpu":
             return
         self.pipe.vae.to("cpu")
-        if not self.config.train_text_encoder:
-            self.pipe.text_encoder.to("cpu")
+        if not learns_text(self.config):
+            for encoder in family_of(self.pipe).encoders_of(self.pipe).values():
+                encoder.to("cpu")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -11,6 +11,7 @@ import torch
 
 import lora_diffusion as ld
 from lora_diffusion.errors import ConfigError, DatasetError, TrainingError
+from lora_diffusion.files.embedding import write_embeddings
 from train import checkpoints
 from train.card import dreambooth_card
 from train.config import differences, settings_of, to_dict
@@ -18,8 +19,10 @@ from train.dreambooth_config import DreamBoothConfig
 from train.learner import Learner
 from train.record import RunFolder
 
+BEST_FILE = "best.safetensors"
 STATE_FILE = "state.json"
 ADAPTER_FILE = "adapter.safetensors"
+EMBEDDINGS_FOLDER = "embeddings"
 
 
 class Saver:
@@ -29,11 +32,12 @@ class Saver:
         self.folder, self.config, self.pipe = folder, config, pipe
         self.fingerprint = ""
         self.report: ld.SaveReport | None = None  # of the adapter that was written last
+        self.passed_over: list[str] = []  # damaged checkpoints, in words
 
     def find_checkpoint(self) -> Path | None:
         """The checkpoint to resume from, or None to start from the beginning."""
         which = self.config.resume_from_checkpoint
-        return None if which is None else checkpoints.find(self.folder.checkpoints, which)
+        return None if which is None else checkpoints.find(self.folder.checkpoints, which, self.passed_over)
 
     def step_of(self, checkpoint: Path) -> int:
         """The step at which a checkpoint was made.
@@ -54,7 +58,7 @@ class Saver:
         """
         if checkpoint is not None and read_state(checkpoint)["data"] != fingerprint:
             raise DatasetError(
-                f"the pictures are not those that {checkpoint} was trained on; put them back, "
+                f"the pictures, captions or masks are not those that {checkpoint} was trained on; put them back, "
                 "or start again with --overwrite"
             )
         self.fingerprint = fingerprint
@@ -80,8 +84,18 @@ class Saver:
         return checkpoints.write(self.folder.checkpoints, step, fill, keep=config.checkpoints_total_limit)
 
     def save_adapter(self, step: int) -> Path:
-        """Write the result, `adapter.safetensors`."""
+        """Write the result, `adapter.safetensors`, and a new word once more for tools that load words by themselves."""
+        if self.config.placeholder_token is not None:
+            write_embeddings(ld.get_adapter(self.pipe), self.folder.path / EMBEDDINGS_FOLDER)
         return checkpoints.replace_file(self.folder.adapter_file, lambda path: self._write_adapter(path, step))
+
+    def save_best(self, step: int, scores: dict[str, Any]) -> Path:
+        """Write the adapter as it is now as `best.safetensors`, with what was judged of it."""
+
+        def fill(path: Path) -> None:
+            ld.save_adapter(self.pipe, path, metadata={**adapter_metadata(self.config, step), "scores": scores})
+
+        return checkpoints.replace_file(self.folder.path / BEST_FILE, fill)
 
     def save_card(self, step: int, samples: list[Path]) -> None:
         public = replace_model(self.config)
@@ -121,7 +135,14 @@ class Saver:
             api.upload_folder(
                 repo_id=repository,
                 folder_path=self.folder.path,
-                allow_patterns=[ADAPTER_FILE, "README.md", "config.json", "samples/*.png"],
+                allow_patterns=[
+                    ADAPTER_FILE,
+                    BEST_FILE,
+                    "README.md",
+                    "config.json",
+                    "samples/*.png",
+                    f"{EMBEDDINGS_FOLDER}/*",
+                ],
             )
             return str(repository)
         except Exception as problem:  # the hub's client raises its own kinds, httpx's and the system's
@@ -142,6 +163,7 @@ def adapter_metadata(config: DreamBoothConfig, step: int) -> dict[str, Any]:
         "recipe": "dreambooth",
         "base_model": public["pretrained_model_name_or_path"],
         "instance_prompt": config.instance_prompt,
+        **({"trigger_words": [word]} if (word := config.placeholder_token or config.subject_token) else {}),
         "steps": step,
         "settings": {name: value for name, value in public.items() if name in deciding and value is not None},
     }

@@ -5,48 +5,35 @@ One object, so that a checkpoint is one thing to save and to restore.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from lora_diffusion.errors import ConfigError, TrainingError
+from train.ema import Average
+from train.optimizers import (
+    Group,
+    OptimizerSettings,
+    averages,
+    coming_rate,
+    make_optimizer,
+    make_schedule,
+    move_to_average,
+)
+
+__all__ = ["Group", "Learner", "OptimizerSettings"]
 
 PARAMETERS_FILE = "parameters.safetensors"
 OPTIMIZER_FILE = "optimizer.pt"
 
 
-@dataclass(frozen=True)
-class Group:
-    """Parameters that share a learning rate, by name; all fp32."""
-
-    name: str
-    parameters: Mapping[str, torch.nn.Parameter]
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW (Loshchilov & Hutter, 2019) and the course of its learning rate."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-2
-    epsilon: float = 1e-8
-    eight_bit: bool = False
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    total_steps: int = 1
-    cycles: int = 1
-    power: float = 1.0
-
-
 class Learner:
     """Parameters in groups, and how they are moved.
 
-    Plain PyTorch rather than `accelerate`: the whole state of a step is then in view here (three state dicts), and
+    Plain PyTorch rather than `accelerate`: the whole state of a step is then in view here (a few state dicts), and
     exact resume is a matter of saving those, without hooks that save and order things on their own.
 
     Args:
@@ -57,27 +44,24 @@ class Learner:
     """
 
     def __init__(self, groups: list[Group], settings: OptimizerSettings, *, scale_gradients: bool = False) -> None:
-        from diffusers.optimization import get_scheduler
-
         self.groups = groups
         self.parameters = [parameter for group in groups for parameter in group.parameters.values()]
-        self.optimizer = _adamw(groups, settings)
-        self.schedule = get_scheduler(
-            settings.schedule,
-            self.optimizer,
-            num_warmup_steps=settings.warmup_steps,
-            num_training_steps=settings.total_steps,
-            num_cycles=settings.cycles,
-            power=settings.power,
+        self.optimizer = make_optimizer(groups, settings)
+        self.schedule = make_schedule(self.optimizer, settings)
+        self.average = (
+            None
+            if settings.ema_decay is None
+            else Average(self.parameters, settings.ema_decay, warmup=settings.ema_warmup)
         )
         device = self.parameters[0].device.type
         self._before = [torch.empty_like(parameter) for parameter in self.parameters]
+        self._live: list[torch.Tensor] | None = None  # what is trained, while `averaged` shows something else
         self.scaler = torch.amp.GradScaler(device, enabled=scale_gradients)
 
     @property
     def learning_rates(self) -> dict[str, float]:
         """The rate that the coming step will use, by group."""
-        return {group.name: float(entry["lr"]) for group, entry in zip(self.groups, self.optimizer.param_groups)}
+        return {group.label: coming_rate(entry) for group, entry in zip(self.groups, self.optimizer.param_groups)}
 
     @property
     def skips_overflows(self) -> bool:
@@ -111,6 +95,29 @@ class Learner:
         self.scaler.update()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.step()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the context the parameters are those to draw with and to keep: the average, where there is one.
+
+        Afterwards they have the very bits that they had before, so that looking changes nothing.
+        """
+        if self._live is not None or (self.average is None and not averages(self.optimizer)):
+            yield
+            return
+        self._live = [parameter.detach().clone() for parameter in self.parameters]
+        try:
+            if self.average is None:
+                move_to_average(self.optimizer)
+            else:
+                self.average.copy_to_parameters()
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, self._live)
+            self._live = None
 
     def skip(self) -> None:
         """Let a step whose gradients overflowed go by: a smaller scale, nothing moved."""
@@ -135,21 +142,27 @@ class Learner:
         return [layer for layer, flags in reached.items() if not any(bool(flag) for flag in flags)], len(reached)
 
     def save(self, folder: Path) -> None:
-        """Write parameters (bit-exact) and the states of optimizer, schedule and scaler.
+        """Write parameters (bit-exact) and the states of optimizer, schedule, scaler and average.
+
+        Within `averaged`, too, the parameters are those that are trained.
 
         Raises:
             TrainingError: a parameter is not finite; nothing is written.
         """
         if not self.is_finite():
             raise TrainingError("a parameter of the adapter is no longer finite; nothing was saved")
+        values = self._live or [parameter.detach() for parameter in self.parameters]
         save_file(
-            {name: parameter.detach().contiguous().cpu() for name, parameter in self._named()}, folder / PARAMETERS_FILE
+            {name: value.contiguous().cpu() for (name, _), value in zip(self._named(), values)},
+            folder / PARAMETERS_FILE,
         )
         states = {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+        if self.average is not None:
+            states["average"] = self.average.state_dict()
         torch.save(states, folder / OPTIMIZER_FILE)
 
     def load(self, folder: Path) -> None:
@@ -171,6 +184,8 @@ class Learner:
             self.schedule.load_state_dict(states["schedule"])
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict(states["scaler"])
+            if self.average is not None:
+                self.average.load_state_dict(states["average"])
         except ConfigError:
             raise
         except Exception as problem:  # a damaged file shows itself in a dozen kinds of exceptions
@@ -181,21 +196,3 @@ class Learner:
 
     def _named(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(f"{group.name}.{name}", p) for group in self.groups for name, p in group.parameters.items()]
-
-
-def _adamw(groups: list[Group], settings: OptimizerSettings) -> Any:
-    entries = [{"params": list(group.parameters.values()), "lr": group.learning_rate} for group in groups]
-    options: dict[str, Any] = {
-        "lr": groups[0].learning_rate,
-        "betas": settings.betas,
-        "weight_decay": settings.weight_decay,
-        "eps": settings.epsilon,
-    }
-    if settings.eight_bit:
-        try:
-            import bitsandbytes  # type: ignore[import-not-found, unused-ignore]
-        except ImportError:
-            raise ConfigError("--use_8bit_adam needs the package bitsandbytes: pip install bitsandbytes") from None
-        return bitsandbytes.optim.AdamW8bit(entries, **options)
-    fused = groups[0].parameters and next(iter(groups[0].parameters.values())).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(entries, fused=bool(fused), **options)

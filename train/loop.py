@@ -63,10 +63,12 @@ class StepReport:
 
 @dataclass(frozen=True)
 class LoopEnd:
-    """Where the loop ended: the last step that was taken, and whether it was asked to stop before its time."""
+    """Where the loop ended: the last step that was taken, whether it was asked to stop before its time, and how many
+    steps were skipped because their gradients overflowed in fp16."""
 
     step: int
     stopped: bool
+    skipped: int = 0
 
 
 class Speed:
@@ -115,7 +117,7 @@ def run(
             `learner.step_back()` brings those that did not.
     """
     speed = Speed()
-    skipped_in_a_row = 0
+    skipped = skipped_in_a_row = 0
     for step in range(start_step + 1, settings.max_steps + 1):
         speed.begin()
         rates = learner.learning_rates
@@ -132,6 +134,7 @@ def run(
             learner.step()
             skipped_in_a_row = 0
         else:
+            skipped += 1
             skipped_in_a_row += 1
             if not learner.skips_overflows or skipped_in_a_row > MAX_SKIPPED:
                 raise _diverged(loss_value, norm_value, step, rates, skipped_in_a_row)
@@ -141,8 +144,8 @@ def run(
         if after_step is not None:
             after_step(step)
         if should_stop is not None and step < settings.max_steps and should_stop():
-            return LoopEnd(step, stopped=True)
-    return LoopEnd(settings.max_steps, stopped=False)
+            return LoopEnd(step, stopped=True, skipped=skipped)
+    return LoopEnd(settings.max_steps, stopped=False, skipped=skipped)
 
 
 def _accumulate(
@@ -168,7 +171,8 @@ def _finite(value: float) -> bool:
 
 def _diverged(loss: float, norm: float, step: int, rates: dict[str, float], skipped: int) -> Diverged:
     what = f"the loss became {loss}" if not _finite(loss) else f"the gradient became {norm}"
-    if skipped > 1:
-        what += f" for {skipped} steps in a row"
     rate = ", ".join(f"{value:g}" for value in dict.fromkeys(rates.values()))
-    return Diverged(f"{what} at step {step} with a learning rate of {rate}", step)
+    message = f"{what} at step {step} with a learning rate of {rate}"
+    if skipped > 1:
+        message += f", and so for {skipped} steps in a row: no loss scale is small enough, so this is no mere overflow"
+    return Diverged(message, step)

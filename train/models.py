@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from lora_diffusion.errors import ConfigError, ModelNotFoundError
+from train.families import FAMILIES, Family, supported
 from train.pocket import pocket_dir
+from train.quantise import check_quantize, quantise
 
 PRECISIONS = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -68,58 +70,68 @@ def load_pipeline(
     device: torch.device | str = "cpu",
     revision: str | None = None,
     variant: str | None = None,
+    quantize: str | None = None,
+    quantize_text_encoders: bool = False,
 ) -> Any:
-    """Load a Stable Diffusion 1.x or 2.x pipeline for training or sampling.
+    """Load a pipeline of one of the known families (see `train.families`) for training or sampling.
 
     Args:
         name: a folder, a hub id (files that are already here are used without asking the network), or `pocket`.
         precision: a key of `PRECISIONS`; every component is loaded in it, whatever precision the files have.
         device: where to put it.
+        quantize: how the denoiser's weights are stored (see `train.quantise`; default: in `precision`). That is done
+            layer by layer on the way to the device, which never holds the denoiser in full.
+        quantize_text_encoders: likewise the text encoders'; worth it where they stay on the device.
 
     Returns:
-        A `StableDiffusionPipeline` in eval mode without safety checker and without a progress bar.
+        The pipeline in eval mode without safety checker, watermark and progress bar.
 
     Raises:
         ModelNotFoundError: there is no such model, it has no safetensors weights, or it cannot be reached.
-        ConfigError: it is another kind of pipeline.
+        ConfigError: it is another kind of pipeline, or this machine cannot quantise so.
     """
-    from diffusers import StableDiffusionPipeline
+    import diffusers
 
+    if quantize is not None:
+        check_quantize(quantize, device)
     place = resolve_model(name)
-    _check_kind(name, place)
+    family = _family(name, place, revision)
+    pipeline_class = getattr(diffusers, family.pipeline)
     options: dict[str, Any] = {
         "dtype": PRECISIONS[precision],  # said openly: transformers would keep the precision of the file
         "use_safetensors": True,
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
         "revision": revision,
         "variant": variant,
+        **family.options,
     }
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(place, local_files_only=True, **options)
+        pipeline = pipeline_class.from_pretrained(place, local_files_only=True, **options)
     except (OSError, ValueError) as problem:
         if Path(place).is_dir():
             raise ModelNotFoundError(f"the model in {place} cannot be loaded: {_one_line(problem)}") from problem
-        pipeline = _download(StableDiffusionPipeline, place, options)
+        pipeline = _download(pipeline_class.from_pretrained, place, options)
     except (KeyError, TypeError, AttributeError, RuntimeError) as problem:
         raise ModelNotFoundError(f"the model {name} cannot be loaded: {_one_line(problem)}") from problem
-    if type(pipeline).__name__ != "StableDiffusionPipeline":
-        raise ConfigError(f"{name} is a {type(pipeline).__name__}; Stable Diffusion 1.x and 2.x are supported")
     pipeline.set_progress_bar_config(disable=True)
-    for component in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+    encoders = family.encoders_of(pipeline)
+    for part in (*encoders, *(one.tokenizer for one in family.text_encoders)):
+        if getattr(pipeline, part) is None:
+            raise ConfigError(f"the model {name} has no {part}, which a {family.pipeline} needs here")
+    for component in (family.denoiser_of(pipeline), pipeline.vae, *encoders.values()):
         component.eval().requires_grad_(False)
+    for part in family.trained(text_encoders=quantize_text_encoders) if quantize is not None else ():
+        quantise(getattr(pipeline, part), str(quantize), precision=PRECISIONS[precision], device=device)
     if torch.device(device).type == "cpu":  # convolutions on CPU are a good deal faster this way
-        pipeline.unet.to(memory_format=torch.channels_last)
+        family.denoiser_of(pipeline).to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
     return pipeline.to(device)
 
 
-def _download(pipeline_class: Any, place: str, options: dict[str, Any]) -> Any:
+def _download(load: Any, place: str, options: dict[str, Any]) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return pipeline_class.from_pretrained(place, **options)
+        return load(place, **options)
     except (OSError, ValueError, HfHubHTTPError) as problem:
         raise ModelNotFoundError(
             f"the model {place} is neither a folder nor in the local cache, and it cannot be fetched from the hub; "
@@ -127,16 +139,28 @@ def _download(pipeline_class: Any, place: str, options: dict[str, Any]) -> Any:
         ) from problem
 
 
-def _check_kind(name: str, place: str) -> None:
+def _family(name: str, place: str, revision: str | None) -> Family:
+    """The family that the model's index names; a model on the hub is asked for that file alone."""
+    from diffusers import DiffusionPipeline
+
     index = Path(place) / "model_index.json"
-    if not index.is_file():
-        return
     try:
-        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        if index.is_file():
+            kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        else:
+            kind = _hub_index(DiffusionPipeline.load_config, place, revision).get("_class_name")
     except (ValueError, AttributeError) as problem:
         raise ModelNotFoundError(f"{index} is damaged: {problem}") from problem
-    if kind != "StableDiffusionPipeline":
-        raise ConfigError(f"{name} is a {kind}; Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) are supported")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ConfigError(f"{name} is a {kind!a}; {supported()} are supported")
+    return FAMILIES[kind]
+
+
+def _hub_index(load: Any, place: str, revision: str | None) -> Any:
+    try:
+        return load(place, local_files_only=True, revision=revision)
+    except (OSError, ValueError):
+        return _download(load, place, {"revision": revision})
 
 
 def _one_line(problem: BaseException, limit: int = 300) -> str:

@@ -16,11 +16,12 @@ from typing import Any
 import lora_diffusion as ld
 from lora_diffusion.errors import ConfigError
 from train.models import load_pipeline, resolve_device, resolve_precision
+from train.objective import with_zero_snr
 from train.pictures import read_settings, readable_name, save_png
 from train.record import OnEvent
 from train.sample_config import SampleConfig, validate
 from train.sampling import generate
-from train.text_states import token_count
+from train.text_states import token_count, token_limit
 
 _GENERIC = ("adapter", "pytorch_lora_weights", "adapter_model")  # file names that say nothing; the folder's does
 
@@ -90,9 +91,11 @@ def sample(
         variant=config.variant,
     )
     load_adapters(pipe, wanted)
+    if any(_wants_zero_snr(one) for one in wanted):
+        pipe.scheduler = with_zero_snr(pipe.scheduler)
     jobs = [(prompt, config.seed + number) for prompt in config.prompt for number in range(config.num_images)]
     emit({"event": "start", "recipe": "sample", "model": config.model, "pictures": len(jobs), "device": str(device)})
-    limit = pipe.tokenizer.model_max_length
+    limit = token_limit(pipe)
     for prompt in config.prompt:
         count = token_count(pipe, prompt)
         if count > limit:
@@ -125,6 +128,12 @@ def sample(
         {"event": "end", "recipe": "sample", "paths": [str(path) for path in paths], "stopped": len(paths) < len(jobs)}
     )
     return paths
+
+
+def _wants_zero_snr(wanted: Wanted) -> bool:
+    """Whether an adapter was trained on the schedule that ends in pure noise; pictures are to be drawn on the same."""
+    settings = ld.read_adapter(wanted.file).metadata.get("settings")
+    return isinstance(settings, dict) and settings.get("rescale_betas_zero_snr") is True
 
 
 def load_adapters(pipe: Any, wanted: list[Wanted]) -> None:

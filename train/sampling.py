@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from lora_diffusion.errors import ConfigError, TrainingError
+from train.families import family_of
 
 
 def generate(
@@ -31,7 +33,7 @@ def generate(
     CPU generator of its own, also where a scheduler asks for more of it.
 
     Args:
-        pipe: a Stable Diffusion pipeline, with or without adapters; its modules are put into eval mode.
+        pipe: a pipeline of a known family, with or without adapters; its modules are put into eval mode.
         prompts: one for each seed, or one for all.
         seeds: one for each picture.
         steps: denoising steps.
@@ -51,7 +53,8 @@ def generate(
     asked = [prompts] * len(seeds) if isinstance(prompts, str) else list(prompts)
     if len(asked) != len(seeds):
         raise ConfigError(f"{len(asked)} prompts for {len(seeds)} seeds; give one for each, or a single prompt")
-    modules = (pipe.unet, pipe.vae, pipe.text_encoder)
+    family = family_of(pipe)
+    modules = (family.denoiser_of(pipe), pipe.vae, *family.encoders_of(pipe).values())
     modes = [module.training for module in modules]
     for module in modules:
         module.eval()
@@ -83,16 +86,19 @@ def _draw(
     height: int | None,
 ) -> list[Image.Image]:
     try:
-        arrays = pipe(
-            list(prompts),
-            negative_prompt=None if negative_prompt is None else [negative_prompt] * len(prompts),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            width=width,
-            height=height,
-            generator=[torch.Generator(device="cpu").manual_seed(seed) for seed in seeds],
-            output_type="np",
-        ).images
+        with warnings.catch_warnings():
+            # Where fp16 would overflow, SDXL's pipeline decodes in fp32, by a method of its own that it calls outdated.
+            warnings.filterwarnings("ignore", message="`upcast_vae`", category=FutureWarning)
+            arrays = pipe(
+                list(prompts),
+                negative_prompt=None if negative_prompt is None else [negative_prompt] * len(prompts),
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                width=width,
+                height=height,
+                generator=[torch.Generator(device="cpu").manual_seed(seed) for seed in seeds],
+                output_type="np",
+            ).images
     except ValueError as problem:
         raise ConfigError(f"the pipeline refuses these settings: {' '.join(str(problem).split())}") from problem
     if not bool((arrays == arrays).all()):

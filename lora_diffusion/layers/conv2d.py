@@ -78,7 +78,7 @@ class LoraConv2d(AdaptedModule):
         return (b.to(h.dtype).mT @ h.flatten(2)).view(h.shape[0], -1, *h.shape[2:])
 
     def base(self, x: torch.Tensor) -> torch.Tensor:
-        return self._convolve(x, self.weight, self.groups)
+        return self._convolve(x, self.matrix(self), self.groups)
 
     def _convolve(self, x: torch.Tensor, kernel: torch.Tensor, groups: int) -> torch.Tensor:
         kernel, padding = kernel.to(x.dtype), self.padding

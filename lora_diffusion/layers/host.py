@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import AdapterMismatchError
 from .factors import LoraFactors
+from .quantised import full_precision, is_quantised
 
 if TYPE_CHECKING:
     from .group import InputGroup
@@ -54,8 +55,10 @@ class AdaptedModule(nn.Module):
 
     @classmethod
     def matrix(cls, module: nn.Module) -> torch.Tensor:
-        """The base weight as (out, in) or (out, in, kh, kw), a view where the module stores it otherwise."""
-        return module.weight.t() if cls.transposed else module.weight
+        """The base weight as (out, in) or (out, in, kh, kw): a view where the module stores it otherwise, a copy in
+        floats where it is quantised."""
+        weight = full_precision(module) if is_quantised(module.weight) else module.weight
+        return weight.t() if cls.transposed else weight
 
     @staticmethod
     def is_plain(base: type[nn.Module]) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import AdapterMismatchError
 from .host import AdaptedModule, check_not_hooked, host_class
+from .quantised import is_quantised
 
 _PREFIX = "copy_"
 
@@ -46,9 +47,13 @@ def make_copy(module: nn.Module) -> nn.Module:
 
 
 def check_copyable(path: str, module: nn.Module) -> None:
-    """Raises AdapterMismatchError for a module with low-rank adapters in it, or whose forward is hidden."""
+    """Raises AdapterMismatchError for a module with low-rank adapters or quantised weights in it, or whose forward is
+    hidden."""
     if any(isinstance(m, AdaptedModule) for m in module.modules()):
         raise AdapterMismatchError(f"{path} carries low-rank adapters: it cannot be in modules_to_save as well")
+    if any(is_quantised(weight) for weight in module.parameters()):
+        raise AdapterMismatchError(f"{path} has quantised weights, of which no copy can learn: take it out of "
+                                   "modules_to_save, or load the base in a floating dtype")  # fmt: skip
     check_not_hooked(path, module)
 
 

@@ -12,7 +12,6 @@ from .composed import compose, compose_all
 from .group import single
 from .host import AdaptedModule
 from .kernel import Member, compute_dtype
-from .quantised import full_precision, is_quantised
 from .rows import Gather
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -31,10 +30,6 @@ class LoraLinear(AdaptedModule):
     @staticmethod
     def is_plain(base: type[nn.Module]) -> bool:
         return base.forward is nn.Linear.forward
-
-    @classmethod
-    def matrix(cls, module: nn.Module) -> torch.Tensor:
-        return full_precision(module) if is_quantised(module.weight) else super().matrix(module)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,14 @@ from diffusers.optimization import get_scheduler
 
 from lora_diffusion import ConfigError, TrainingError
 from train import loop
+from train.dreambooth import train
+from train.dreambooth_config import DreamBoothConfig
+from train.dreambooth_learn import BatchLoss
 from train.learner import Group, Learner, OptimizerSettings
 from train.loop import Diverged, LoopSettings
+from train.record import read_events
+
+Make = Callable[..., DreamBoothConfig]
 
 
 def make(rate: float = 0.1, *, scale: bool = False, **settings: object) -> tuple[torch.nn.Parameter, Learner]:
@@ -76,10 +84,11 @@ def test_overflow_with_a_scaler_is_skipped_and_ends_at_last() -> None:
     def micro_losses(position: int) -> list[torch.Tensor]:
         return [(parameter - 2).square().mean() * (math.inf if position in (1, 2) else 1.0)]
 
-    loop.run(micro_losses, learner, LoopSettings(5, 0), on_step=reports.append)
+    end = loop.run(micro_losses, learner, LoopSettings(5, 0), on_step=reports.append)
+    assert end == loop.LoopEnd(5, stopped=False, skipped=2)
     assert [report.skipped for report in reports] == [False, True, True, False, False]
     assert learner.is_finite()
-    with pytest.raises(Diverged, match="in a row"):
+    with pytest.raises(Diverged, match=r"the loss became nan at step 26 .* and so for 26 steps in a row"):
         loop.run(lambda _: [parameter.mean() * math.nan], learner, LoopSettings(100, 0))
 
 
@@ -160,7 +169,19 @@ def test_layers_without_a_gradient_are_found() -> None:
     assert learner.layers_without_gradient() == (["unet.y"], 2)
 
 
-def test_eight_bit_adam_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
-        make(eight_bit=True)
+def test_a_run_tells_what_it_skipped(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = BatchLoss.__call__
+    bad = {2}
+
+    def overflowing(self: BatchLoss, position: int) -> Iterator[torch.Tensor]:
+        for loss in original(self, position):
+            yield loss * (math.inf if position in bad else 1.0)
+
+    monkeypatch.setattr(BatchLoss, "__call__", overflowing)
+    config = make_config(mixed_precision="fp16", max_train_steps=5)
+    events = read_events(train(config).output_dir / "events.jsonl")
+    assert [event.get("skipped", False) for event in events if event["event"] == "step"] == [i == 2 for i in range(5)]
+    assert events[-1]["event"] == "end" and events[-1]["skipped_steps"] == 1
+    bad.update(range(3, 99))
+    with pytest.raises(TrainingError, match=r"in a row: .* kept: .* step 26 .* \(--mixed_precision bf16 or no"):
+        train(replace(config, overwrite=True, max_train_steps=99, checkpointing_steps=2))

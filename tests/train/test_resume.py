@@ -70,10 +70,47 @@ def test_stopped_and_resumed_twice(make_config: Make) -> None:
     assert [start["resumed_from"] for start in starts] == [None, 4, 5]
 
 
+def test_with_all_that_can_be_done_to_pictures_and_captions(make_config: Make, rich: Path) -> None:
+    settings = {
+        **EVERYTHING, "instance_data_dir": str(rich), "aspect_ratio_buckets": "auto", "random_flip": True,
+        "mask_dir": str(rich.parent / "masks"), "unmasked_weight": 0.1, "shuffle_caption": True, "keep_tokens": 1,
+        "caption_template": "{caption}, photo", "caption_dropout_rate": 0.2, "dataloader_num_workers": 2,
+    }  # fmt: skip
+    whole = train(make_config("whole", **settings))
+    config = make_config("parts", **settings)
+    stop_at(config, 4)
+    resumed = train(replace(config, resume_from_checkpoint="latest"))
+    assert result_bytes(resumed) == result_bytes(whole)
+    (rich / "0.txt").write_text("sks dog elsewhere")
+    with pytest.raises(DatasetError, match="not those that"):
+        train(replace(config, resume_from_checkpoint="latest"))
+
+
 def test_resumed_from_an_older_checkpoint_by_name(make_config: Make) -> None:
     config = make_config(max_train_steps=6, checkpointing_steps=2)
     first = result_bytes(train(config))
     again = train(replace(config, resume_from_checkpoint="checkpoint-2", validation_prompt=None))
+    assert result_bytes(again) == first
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_ema": True, "ema_decay": 0.9, "mixed_precision": "fp16"},
+        {"optimizer": "schedule-free-adamw", "lr_scheduler": "constant_with_warmup", "loraplus_lr_ratio": 4.0},
+        {"optimizer": "prodigy", "learning_rate": 1.0, "text_encoder_lr": 1.0},
+        {"with_prior_preservation": True, "prior_mode": "teacher", "class_prompt": "a dog", "optimizer": "adafactor"},
+        {"multires_noise_iterations": 4, "input_perturbation": 0.1, "loss_type": "huber", "max_timestep": 500},
+    ],
+    ids=["average", "schedule-free", "prodigy", "teacher", "noise"],
+)
+def test_an_older_checkpoint_of_other_ways_to_learn(make_config: Make, changes: dict) -> None:
+    """Steps 5 to 7 are taken twice, with a preview and a checkpoint in between only the first time."""
+    settings = {**EVERYTHING, "max_train_steps": 7, "checkpointing_steps": 2, **changes}
+    config = make_config(**settings, validation_prompt="x", validation_steps=3, num_validation_images=1,
+                         validation_inference_steps=1)  # fmt: skip
+    first = result_bytes(train(config))
+    again = train(replace(config, resume_from_checkpoint="step-4", validation_prompt=None, checkpointing_steps=100))
     assert result_bytes(again) == first
 
 
@@ -103,6 +140,22 @@ def test_a_finished_run_is_left_as_it_is(make_config: Make) -> None:
     shutil.rmtree(again.output_dir / "checkpoints")
     with pytest.raises(ConfigError, match="no checkpoint to go on from"):
         train(replace(config, resume_from_checkpoint="latest"))
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(make_config: Make) -> None:
+    """The one before it is taken, and the end is the same."""
+    whole = train(make_config("whole", **EVERYTHING))
+    config = make_config("torn", **EVERYTHING)
+    stop_at(config, 7)
+    newest = Path(config.output_dir) / "checkpoints" / "step-7"
+    for name in ("parameters.safetensors", "optimizer.pt"):
+        data = bytearray((newest / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (newest / name).write_bytes(data)
+    result = train(replace(config, resume_from_checkpoint="latest"))
+    assert result_bytes(result) == result_bytes(whole)
+    warnings = [e["message"] for e in read_events(result.output_dir / "events.jsonl") if e["event"] == "warning"]
+    assert any("step-7 is damaged" in message and "passed over" in message for message in warnings)
 
 
 def test_latest_without_a_checkpoint_begins(make_config: Make) -> None:

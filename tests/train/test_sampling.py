@@ -149,8 +149,8 @@ def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_models_of_another_kind_or_damaged(tmp_path: Path) -> None:
     index = tmp_path / "model_index.json"
-    index.write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    with pytest.raises(ConfigError, match="StableDiffusionXLPipeline"):
+    index.write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    with pytest.raises(ConfigError, match="is a 'StableDiffusion3Pipeline'"):
         load_pipeline(str(tmp_path))
     index.write_text("{")
     with pytest.raises(ModelNotFoundError, match="damaged"):

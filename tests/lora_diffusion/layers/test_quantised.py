@@ -1,4 +1,4 @@
-"""Adapters beside weights that bitsandbytes or torchao store in fewer bits."""
+"""Adapters beside weights that bitsandbytes or torchao store in fewer bits, or `weight_only.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import lora_diffusion as ld
-from lora_diffusion.layers.quantised import full_precision, is_quantised
+from lora_diffusion.layers.quantised import full_precision, is_quantised, weight_shape
+from lora_diffusion.layers.weight_only import store_weight
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
@@ -31,7 +32,19 @@ def torchao_int8(n: int, m: int) -> nn.Module:
     return layer[0]
 
 
-KINDS = pytest.mark.parametrize("make", [nf4, int8, torchao_int8])
+def weight_only(name: str) -> Callable[[int, int], nn.Module]:
+    def make(n: int, m: int) -> nn.Module:
+        layer = nn.Linear(n, m).requires_grad_(False)
+        store_weight(layer, name)
+        return layer
+
+    return make
+
+
+own_int8, own_fp8 = weight_only("int8"), weight_only("fp8")
+KINDS = pytest.mark.parametrize(
+    "make", [nf4, int8, torchao_int8, own_int8, own_fp8], ids=["nf4", "int8", "torchao_int8", "own_int8", "own_fp8"]
+)
 
 
 class Attention(nn.Module):
@@ -94,7 +107,7 @@ def test_merging_is_refused(make: Any) -> None:
 
 
 def test_full_precision_is_what_the_layer_multiplies_by() -> None:
-    for make in (nf4, torchao_int8):
+    for make in (nf4, own_int8, own_fp8):
         layer = make(64, 64)
         with torch.no_grad():
             x = torch.eye(64)
@@ -114,3 +127,8 @@ def test_many_rows_at_once_on_nf4() -> None:
             wanted.append(model(x[k : k + 1]))
         with ld.adapters_per_sample(model, ["b", None, "a"]):
             torch.testing.assert_close(model(x), torch.cat(wanted), rtol=1e-4, atol=1e-4)
+
+
+@KINDS
+def test_the_shape_is_that_of_the_full_weight(make: Any) -> None:
+    assert weight_shape(make(64, 32).weight) == [32, 64]
