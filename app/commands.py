@@ -24,6 +24,8 @@ def dreambooth(config: DreamBoothConfig, debug: bool) -> int:
 
         result = train(config, on_event=console, should_stop=stop)
     print(f"adapter: {result.adapter}" if result.adapter else "stopped before the first step; nothing to save")
+    if result.best:
+        print(f"best: {result.best} (step {result.best_step})")
     if result.stopped:
         print(f"stopped after step {result.steps}; the same command with --resume_from_checkpoint latest goes on")
         return stop.exit_code

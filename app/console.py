@@ -71,6 +71,10 @@ class Console:
         if "step" not in event:
             self._progress("drawing", self._count("drawing") + 1, event["of"], "")
 
+    def _on_score(self, event: Event) -> None:
+        best = ", best so far" if event["best"] else ""
+        self.say(f"step {event['step']}: score {event['score']:.2f}, likeness {event['likeness']:.2f}{best}")
+
     def _on_warning(self, event: Event) -> None:
         self.say(f"warning: {event['message']}")
 

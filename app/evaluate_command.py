@@ -21,15 +21,14 @@ def evaluate(config: EvaluateConfig, debug: bool) -> int:
     with StopWish() as stop:
         try:
             if is_sweep(config):
-                from train import sweep
+                from train.sweep import in_words, sweep, table
 
-                report, picture = sweep.sweep(config, on_event=console, should_stop=stop), "sweep.png"
-                lines = [] if report is None else [sweep.table(report), "", *sweep.in_words(report)]
+                report, picture = sweep(config, on_event=console, should_stop=stop), "sweep.png"
             else:
-                from train import evaluate, evaluate_report
+                from train.evaluate import evaluate as judge
+                from train.evaluate_report import in_words, table
 
-                report, picture = evaluate.evaluate(config, on_event=console, should_stop=stop), "comparison.png"
-                lines = [] if report is None else [evaluate_report.table(report), "", *evaluate_report.in_words(report)]
+                report, picture = judge(config, on_event=console, should_stop=stop), "comparison.png"
         finally:
             console.close()
     if report is None:
@@ -39,7 +38,7 @@ def evaluate(config: EvaluateConfig, debug: bool) -> int:
         print(json.dumps(report, indent=2))
         return stop.exit_code
     folder = Path(config.output_dir)
-    print("\n".join(lines))
+    print("\n".join([table(report), "", *in_words(report)]))
     print(f"Look at   {folder / picture}")
     print(f"Figures   {folder / 'report.json'}")
     return stop.exit_code

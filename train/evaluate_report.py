@@ -20,6 +20,7 @@ from train.evaluate_plan import Pictures, Plan, guidance_of
 from train.pictures import save_png
 
 MARKER = "report.json"  # a folder with this in it is an older evaluation and may be replaced
+COLLAPSED = 0.5  # of the way from the base model's class to the photos: from there on it is said
 _COLUMNS = 6  # of the picture of all
 
 
@@ -102,10 +103,18 @@ def in_words(report: dict[str, Any]) -> list[str]:
         if one["prompt_following_kept"] is not None:
             said.append(f"keeps {one['prompt_following_kept']:.0%} of the base model's prompt following")
         lines.append(f"{printable(one['name'])} {' and '.join(said) or 'has no scale to be judged on'}.")
+        kind = one["figures"]["class_likeness"]
+        if kind is not None and None not in (kind["floor"], kind["ceiling"]):
+            gone = (kind["mean"] - kind["floor"]) / max(kind["ceiling"] - kind["floor"], 1e-6)
+            if gone > COLLAPSED:
+                lines.append(
+                    f"  warning: the class has become the subject: its pictures have a likeness of {kind['mean']:.2f} "
+                    f"to the photos, {kind['floor']:.2f} without the adapter; train with --with_prior_preservation"
+                )
         if one["memorised"]:
             lines.append(
-                f"  warning: {len(one['copies'])} of its {report['pictures_of_the_subject']} pictures are copies of a "
-                f"photo (cosine above {report['copy_limit']:.2f}): memorised; train shorter, or with lower rank"
+                f"  warning: copies of a photo among its {report['pictures_of_the_subject']} pictures: "
+                f"{len(one['copies'])} (cosine above {report['copy_limit']:.2f}); train shorter, or with lower rank"
             )
     return lines
 

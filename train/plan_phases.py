@@ -19,7 +19,7 @@ from lora_diffusion.planning.live_bytes import LiveBytes
 from lora_diffusion.planning.plan import OPTIMIZER, Plan, checkpoint_activations, measure, planning, state_sizes
 from lora_diffusion.planning.workspace import CUBLAS
 from train.buckets import bucket_sizes
-from train.dreambooth_config import DreamBoothConfig, optimizer_name
+from train.dreambooth_config import DreamBoothConfig, learns_text, optimizer_name
 from train.dreambooth_learn import build_learner
 from train.families import Prompts
 from train.latents import ENCODE_BATCH
@@ -120,7 +120,7 @@ class _Work:
         config, family = self.config, self.family
         self._add_adapter()
         denoiser = self.modules[family.denoiser]
-        trained = [self.modules[name] for name in family.trained(text_encoders=config.train_text_encoder)]
+        trained = [self.modules[name] for name in family.trained(text_encoders=learns_text(config))]
         for module in trained:
             module.train()
             if config.gradient_checkpointing:
@@ -128,7 +128,7 @@ class _Work:
         size, channels = config.train_batch_size, denoiser.config.in_channels
         factor, (width, height) = self.model.scale, self._largest()
         kept = None
-        if not config.train_text_encoder:
+        if not learns_text(config):
             with self.mode, LiveBytes(), torch.no_grad():
                 kept = self._states(self.pipe, size, height, width)
         if config.gradient_accumulation_steps > 1 or config.with_prior_preservation:
@@ -158,7 +158,7 @@ class _Work:
         return self._draw(self.pipe, count, self.side, self.precision)
 
     def saving(self) -> Plan:
-        names = self.family.trained(text_encoders=self.config.train_text_encoder)
+        names = self.family.trained(text_encoders=learns_text(self.config))
         modules = [self.modules[name] for name in names] if self.on_gpu else list(self.modules.values())
 
         def work() -> None:
@@ -259,9 +259,18 @@ class _Work:
         return self.family.conditioning(states, [(height, width, 0, 0, height, width)] * rows)
 
     def _add_adapter(self) -> None:
-        config = replace(self.config, optimizer="adamw", use_8bit_adam=False, use_ema=False)
+        plain: dict[str, Any] = {
+            "optimizer": "adamw",
+            "use_8bit_adam": False,
+            "use_ema": False,
+            "placeholder_token": None,
+        }
+        config = replace(self.config, **plain)
         with self.mode:
-            self.learned = build_learner(config, self.pipe, torch.device("cpu")).parameters
+            self.learned = [] if config.only_token else build_learner(config, self.pipe, torch.device("cpu")).parameters
+            if self.config.placeholder_token is not None:
+                for encoder in self.family.encoders_of(self.pipe).values():
+                    self.learned.append(_learn_word(encoder, config.num_vectors))
 
     def _fakes(self, precision: torch.dtype, *, own: bool = False) -> dict[str, nn.Module]:
         """Fake copies of all modules. own: without the run's quantisation."""
@@ -286,3 +295,12 @@ def _without_grad(work: Callable[[], Any]) -> Callable[[], None]:
             work()
 
     return run
+
+
+def _learn_word(encoder: Any, count: int) -> nn.Parameter:
+    """Vectors of a new word at a text encoder: what reads them has a gradient from the embedding on."""
+    embedding = encoder.get_input_embeddings()
+    vectors = nn.Parameter(torch.empty(count, embedding.embedding_dim))
+    embedding.register_parameter("word", vectors)
+    embedding.register_forward_hook(lambda module, inputs, rows: rows + vectors.sum(0).to(rows.dtype))
+    return vectors

@@ -6,6 +6,7 @@ goes is counted. A Stable Diffusion UNet takes about a second on one core of a l
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,9 +164,18 @@ def plan_of(live: LiveBytes, device: str) -> Plan:
 
 @contextmanager
 def planning() -> Iterator[Any]:
-    """A fake mode; afterwards the random state is what it was, whatever layers drew in between."""
-    with torch.random.fork_rng(devices=[]):
-        yield fake_mode()
+    """A fake mode; afterwards the random state is what it was, whatever layers drew in between.
+
+    Python's garbage collector rests meanwhile: what it finds and when would change the count, and it takes time.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield fake_mode()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def check_options(device: str, optimizer: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +248,13 @@ def test_copies_are_reported_as_memorised() -> None:
     one = {
         "name": "dog", "likeness_gap_closed": 1.0, "prompt_following_kept": 0.9, "memorised": True,
         "copies": [{"prompt": 0, "seed": 0, "photo": 1, "similarity": 0.99}],
+        "figures": {"class_likeness": Figure(0.1, floor=0.0, ceiling=0.7).rounded()},
     }  # fmt: skip
     said = evaluate_report.in_words({"adapters": [one], "pictures_of_the_subject": 8, "copy_limit": 0.93})
-    assert "closes 100% of the gap" in said[0] and "1 of its 8 pictures are copies" in said[1]
+    assert "closes 100% of the gap" in said[0] and "its 8 pictures: 1 (cosine above 0.93)" in said[1] and len(said) == 2
+    collapsed = {**one, "figures": {"class_likeness": Figure(0.6, floor=0.0, ceiling=0.7).rounded()}}
+    said = evaluate_report.in_words({"adapters": [collapsed], "pictures_of_the_subject": 8, "copy_limit": 0.93})
+    assert "the class has become the subject" in said[1] and "--with_prior_preservation" in said[1]
 
 
 def test_cells_and_tables() -> None:
@@ -273,4 +278,4 @@ def test_labels_do_not_cover_one_another() -> None:
     placed = pushed_apart([(100, "a", black), (101, "b", black), (199, "c", black), (200, "d", black)], 17, 0, 200)
     places = [place for place, _, _ in placed]
     assert [name for _, name, _ in placed] == ["a", "b", "c", "d"]
-    assert all(later - earlier >= 17 for earlier, later in zip(places, places[1:])) and places[-1] <= 200
+    assert all(later - earlier >= 17 for earlier, later in pairwise(places)) and places[-1] <= 200
