@@ -57,6 +57,9 @@ class Console:
                 f"{event['model']} on {event['device']} in {precision}{resumed}"
             )
 
+    def _on_plan(self, event: Event) -> None:
+        self.say(f"memory: about {event['peak'] / 2**30:.1f} GiB at the most ({event['phase']})")
+
     def _on_prepare(self, event: Event) -> None:
         self._progress(event["what"], event["done"], event["total"], "")
 
