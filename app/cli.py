@@ -107,7 +107,14 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code. One of several processes ends here and now."""
+    code = _answer(argv)
+    if "train.distributed" in sys.modules:
+        sys.modules["train.distributed"].leave(code)
+    return code
+
+
+def _answer(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("LORA_DIFFUSION_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -188,7 +195,8 @@ def _named(path: str) -> Any:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    print(f"error{'' if rank == '0' else f' in process {rank}'}: {message}", file=sys.stderr)
     return code
 
 

@@ -20,9 +20,12 @@ def dreambooth(config: DreamBoothConfig, debug: bool) -> int:
 
     dreambooth_config.validate(config)  # before torch is loaded: most mistakes are answered at once
     with _job(debug) as (console, stop):
+        from train.distributed import launched_as
         from train.dreambooth import train
 
         result = train(config, on_event=console, should_stop=stop)
+    if launched_as() > 0:  # process 0 speaks for all
+        return stop.exit_code
     print(f"adapter: {result.adapter}" if result.adapter else "stopped before the first step; nothing to save")
     if result.best:
         print(f"best: {result.best} (step {result.best_step})")

@@ -147,7 +147,8 @@ def save_adapter(
     adapter = get_adapter(target, name)
     modules = components_of(target)
     for component in dict.fromkeys([*adapter.components, *(c for v in adapter.tokens.values() for c in v)]):
-        adapter.bases.setdefault(component, fingerprint(component, modules[component]))
+        if component not in adapter.bases:  # a base in shards can no longer be read, and has been before
+            adapter.bases[component] = fingerprint(component, modules[component])
     write_adapter(adapter, path, format, metadata)
     return SaveReport(str(path), format, adapter.layer_count(), layers_without_effect(adapter))
 

@@ -26,16 +26,18 @@ from lora_diffusion.errors import ConfigError, LoraDiffusionError, TrainingError
 from train.best import judges_of
 from train.buckets import bucket_sizes
 from train.config import to_dict
+from train.distributed import World, joined
 from train.dreambooth_config import DEFAULT_STEPS, DreamBoothConfig, validate
 from train.dreambooth_data import StoppedEarly, read_photos
 from train.dreambooth_learn import text_states, weighting_of
 from train.dreambooth_run import Result, Run, seconds_since
-from train.dreambooth_save import Saver, check_same_run
+from train.dreambooth_save import Saver, check_same_run, deciding
 from train.families import family_of
 from train.memory import MemoryMeter
 from train.models import load_pipeline, resolve_device, resolve_precision
 from train.objective import objective_of
 from train.record import OnEvent, RunFolder
+from train.shards import check_sharding
 from train.trackers import Trackers, check_trackers
 
 __all__ = ["DreamBoothConfig", "Result", "resolve", "train"]
@@ -61,13 +63,27 @@ def train(
     """
     started = time.perf_counter()
     validate(config)
-    trackers = check_trackers(config.report_to)
-    folder = RunFolder(config.output_dir, on_event)
-    folder.check_usable(resuming=config.resume_from_checkpoint is not None, overwrite=config.overwrite)
     device = resolve_device(config.device)
+    if config.fsdp:
+        check_sharding()
+    with joined(device, even_alone=config.fsdp) as world:
+        return _train(config, device, world, on_event, should_stop or (lambda: False), started)
+
+
+def _train(
+    config: DreamBoothConfig,
+    device: torch.device,
+    world: World,
+    on_event: OnEvent | None,
+    should_stop: Callable[[], bool],
+    started: float,
+) -> Result:
+    trackers = check_trackers(config.report_to)
+    folder = RunFolder(config.output_dir, on_event, writes=world.main)
+    folder.check_usable(resuming=config.resume_from_checkpoint is not None, overwrite=config.overwrite)
     config = replace(config, mixed_precision=resolve_precision(config.mixed_precision, device))
     photos = read_photos(config)
-    judges = judges_of(config)
+    judges = judges_of(config) if world.main else None
     meter = MemoryMeter(device)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -80,8 +96,8 @@ def train(
         quantize=config.quantize,
         quantize_text_encoders=config.train_text_encoder,
     )
-    config = resolve(config, pipe, len(photos.paths))
-    saver = Saver(folder, config, pipe)
+    config = resolve(config, pipe, len(photos.paths), world.size)
+    saver = Saver(folder, config, pipe, world)
     checkpoint = saver.find_checkpoint()
     objective = objective_of(
         pipe.scheduler,
@@ -92,11 +108,14 @@ def train(
     weighting_of(config).check(objective.prediction)
     text_states(config, pipe, photos)  # a text too long shows itself here
     if checkpoint is not None:
-        check_same_run(checkpoint, config)
+        check_same_run(checkpoint, config, world.size)
+    resumed = {"the checkpoint": checkpoint and checkpoint.name, "PyTorch's version": str(torch.__version__)}
+    world.agree({**{f"--{name}": value for name, value in deciding(config).items()}, "--fsdp": config.fsdp, **resumed})
     folder.open(to_dict(config), fresh=checkpoint is None, overwrite=config.overwrite)
-    run = Run(config, pipe, folder, saver, device, meter, should_stop or (lambda: False), judges)
+    world.wait()  # what an earlier run left is gone
+    run = Run(config, pipe, folder, saver, device, meter, should_stop, judges, world)
     try:
-        tracking = Trackers(trackers, folder.path / config.logging_dir, to_dict(config))
+        tracking = Trackers(trackers if world.main else [], folder.path / config.logging_dir, to_dict(config))
         try:
             return run.go(photos, objective, checkpoint, tracking, started)
         finally:
@@ -120,7 +139,7 @@ def train(
         folder.close()
 
 
-def resolve(config: DreamBoothConfig, pipe: Any, photo_count: int) -> DreamBoothConfig:
+def resolve(config: DreamBoothConfig, pipe: Any, photo_count: int, processes: int = 1) -> DreamBoothConfig:
     """The config with every default filled in from the model and the number of photos.
 
     Raises:
@@ -143,7 +162,7 @@ def resolve(config: DreamBoothConfig, pipe: Any, photo_count: int) -> DreamBooth
     pictures = config.with_prior_preservation and config.prior_mode == "pictures"
     if pictures:
         epoch = max(epoch, config.num_class_images)
-    steps_per_epoch = math.ceil(epoch / (config.train_batch_size * config.gradient_accumulation_steps))
+    steps_per_epoch = math.ceil(epoch / (config.train_batch_size * config.gradient_accumulation_steps * processes))
     steps = config.max_train_steps
     if steps is None:
         steps = DEFAULT_STEPS if config.num_train_epochs is None else config.num_train_epochs * steps_per_epoch

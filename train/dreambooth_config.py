@@ -24,7 +24,7 @@ UNSUPPORTED_FLAGS = {
     "class_labels_conditioning": "it belongs to pixel models with class labels, which are not supported",
     "validation_images": "it belongs to image-to-image models, which are not supported",
     "hub_token": "a token on a command line ends up in logs; log in once with `hf auth login` instead",
-    "local_rank": "training runs on one device",
+    "local_rank": "start with accelerate launch or torchrun, which number the processes in the environment",
 }
 
 
@@ -342,6 +342,17 @@ class DreamBoothConfig:
         decides=False,
     )
     allow_tf32: bool = setting(False, "TF32 products on Ampere GPUs and later", group="speed and memory")
+    fsdp: bool = setting(
+        False,
+        "with several processes: each keeps but a part of the frozen base and borrows the rest block by block (FSDP2); "
+        "needs accelerate launch or torchrun",
+        group="speed and memory",
+        decides=False,
+    )
+    fsdp_cpu_offload: bool = setting(
+        False, "with --fsdp: keep the parts of the denoiser in main memory, not on the GPU", group="speed and memory",
+        decides=False,
+    )  # fmt: skip
     plan: bool = setting(
         True,
         "estimate the memory when the run starts and compare at its end (--no_plan: do not)",
@@ -431,6 +442,10 @@ def validate(config: DreamBoothConfig) -> None:
     if config.with_prior_preservation and not (config.class_prompt or "").strip():
         raise ConfigError("--with_prior_preservation needs --class_prompt, for example 'a photo of a dog'")
     _check_word(config)
+    if config.fsdp_cpu_offload and not config.fsdp:
+        raise ConfigError("--fsdp_cpu_offload needs --fsdp")
+    if config.fsdp and config.quantize is not None:
+        raise ConfigError("--fsdp cannot take a quantised base apart; leave --quantize out, or --fsdp")
     if config.text_encoder_2_lr is not None and not config.train_text_encoder:
         raise ConfigError("--text_encoder_2_lr needs --train_text_encoder; without it, no text encoder is trained")
     if config.train_text_encoder and config.pre_compute_text_embeddings:

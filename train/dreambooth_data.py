@@ -18,6 +18,7 @@ from train import prior
 from train.augment import Crop, crops
 from train.buckets import bucket_sizes, nearest
 from train.captions import Caption, read_captions, unused_texts
+from train.distributed import ALONE, World
 from train.dreambooth_config import DreamBoothConfig
 from train.dreambooth_save import model_label
 from train.images import Picture, fingerprint, list_images, other_pictures, read_pictures
@@ -130,9 +131,10 @@ def read_photos(config: DreamBoothConfig) -> Photos:
 
 
 def prepare_class_images(
-    config: DreamBoothConfig, pipe: Any, device: torch.device, folder: RunFolder, should_stop: Callable[[], bool]
-) -> list[Path]:
-    """The files of the class pictures; missing ones are drawn by the base model first.
+    config: DreamBoothConfig, pipe: Any, device: torch.device, folder: RunFolder, should_stop: Callable[[], bool],
+    world: World = ALONE,
+) -> list[Path]:  # fmt: skip
+    """The files of the class pictures; missing ones are drawn by the base model first, by each process its share.
 
     Raises:
         StoppedEarly: `should_stop` said so while drawing; what is drawn stays.
@@ -142,13 +144,14 @@ def prepare_class_images(
     place = Path(config.class_data_dir or folder.class_images)
     prior.check_drawn_for(place, config.class_prompt or "", model_label(config.pretrained_model_name_or_path))
     numbers = prior.missing(place, config.num_class_images)
+    world.wait()  # all have seen what is missing before the first picture comes
     if numbers:
         painter = _painter(config, pipe, device)
         prior.draw_missing(
             painter,
             place,
             config.class_prompt or "",
-            numbers,
+            [number for number in numbers if number // config.sample_batch_size % world.size == world.rank],
             seed=config.seed,
             steps=config.prior_generation_steps,
             batch_size=config.sample_batch_size,
@@ -156,26 +159,27 @@ def prepare_class_images(
             on_progress=lambda done, total: folder.emit("prepare", what="class pictures", done=done, total=total),
             should_stop=should_stop,
         )
-        if should_stop():
+        if world.any(should_stop()):
             raise StoppedEarly
     return prior.existing(place)[: config.num_class_images]
 
 
 def encode_data(
-    config: DreamBoothConfig, pipe: Any, photos: Photos, class_paths: list[Path], folder: RunFolder
-) -> Data:
+    config: DreamBoothConfig, pipe: Any, photos: Photos, class_paths: list[Path], folder: RunFolder,
+    world: World = ALONE,
+) -> Data:  # fmt: skip
     """Crop all pictures to the training resolution, or to the nearest bucket, and encode them.
 
     Raises:
         DatasetError: a class picture cannot be read.
     """
-    instance = _bank(config, pipe, photos.paths, photos.texts, photos.masks, "instance", folder)
+    instance = _bank(config, pipe, photos.paths, photos.texts, photos.masks, "instance", folder, world)
     total = _fingerprint_of(photos)
     if not class_paths:
         return Data(instance, None, total)
     both = hashlib.sha256((total + fingerprint(class_paths)).encode()).hexdigest()
     said: list[tuple[str, ...]] = [(config.class_prompt or "",)] * len(class_paths)
-    return Data(instance, _bank(config, pipe, class_paths, said, [], "prior", folder), both)
+    return Data(instance, _bank(config, pipe, class_paths, said, [], "prior", folder, world), both)
 
 
 def _bank(
@@ -186,6 +190,7 @@ def _bank(
     masks: list[Path],
     stream: str,
     folder: RunFolder,
+    world: World,
 ) -> LatentBank:
     draws = Draws(config.seed)
     buckets = bucket_sizes(config, config.resolution or 0, int(pipe.vae_scale_factor))
@@ -228,7 +233,7 @@ def _bank(
         texts,
         float(pipe.vae.config.scaling_factor),
         stream,
-        group=config.train_batch_size * config.gradient_accumulation_steps,
+        group=config.train_batch_size * config.gradient_accumulation_steps * world.size,
         flipped=config.random_flip,
         dropout=config.caption_dropout_rate if stream == "instance" else 0.0,
     )

@@ -24,8 +24,8 @@ from train.text_states import TextStates
 from train.weighting import Weighting
 
 
-def build_learner(config: DreamBoothConfig, pipe: Any, device: torch.device) -> Learner:
-    """Put a new adapter into the pipeline and make what trains it."""
+def build_learner(config: DreamBoothConfig, pipe: Any, device: torch.device, processes: int = 1) -> Learner:
+    """Put a new adapter into the pipeline and make what trains it, in each of `processes`."""
     targets: str | list[str] = config.target_modules
     if "," in config.target_modules:
         targets = [name.strip() for name in config.target_modules.split(",") if name.strip()]
@@ -43,7 +43,7 @@ def build_learner(config: DreamBoothConfig, pipe: Any, device: torch.device) -> 
     configs = {name: replace(lora, exclude_modules=family.unread_layers(pipe, name)) for name in components}
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "adapter"))
     ld.add_adapter(pipe, None if config.only_token else configs, tokens=_words(config), generator=generator)
-    factor = config.train_batch_size * config.gradient_accumulation_steps if config.scale_lr else 1
+    factor = config.train_batch_size * config.gradient_accumulation_steps * processes if config.scale_lr else 1
     rates = {
         family.denoiser: config.learning_rate * factor,
         "text_encoder": config.text_encoder_lr * factor,
@@ -185,6 +185,23 @@ def advice(config: DreamBoothConfig) -> list[str]:
             f"{config.learning_rate:g} here; 1 is usual"
         ]
     return []
+
+
+def rank_beyond_width(pipe: Any) -> str | None:
+    """A warning where the adapter's rank is more than some of its layers are wide; None where it is not."""
+    widths = {
+        f"{component}.{path}": min(layer.a[0].numel(), layer.b.shape[0])
+        for component, layers in ld.get_adapter(pipe).components.items()
+        for path, layer in layers.items()
+        if layer.rank > min(layer.a[0].numel(), layer.b.shape[0])
+    }
+    if not widths:
+        return None
+    name = min(widths, key=lambda name: widths[name])
+    return (
+        f"--rank is more than {len(widths)} of the adapted layers are wide ({name} is {widths[name]}): beyond that it "
+        "only makes the file larger"
+    )
 
 
 def weighting_of(config: DreamBoothConfig) -> Weighting:

@@ -15,9 +15,10 @@ import lora_diffusion as ld
 from lora_diffusion.errors import TrainingError
 from train import loop, prior
 from train.best import Best
+from train.distributed import ALONE, World, digest
 from train.dreambooth_config import DreamBoothConfig, learns_text
 from train.dreambooth_data import encode_data, prepare_class_images
-from train.dreambooth_learn import BatchLoss, advice, build_learner, rest_word, text_states
+from train.dreambooth_learn import BatchLoss, advice, build_learner, rank_beyond_width, rest_word, text_states
 from train.dreambooth_save import BEST_FILE, Saver, model_label
 from train.encoders import Encoders
 from train.families import family_of
@@ -27,6 +28,7 @@ from train.memory import MemoryMeter
 from train.objective import Objective, with_zero_snr
 from train.preview import Preview, encoder_alone, taking_turns
 from train.record import RunFolder
+from train.shards import shard
 from train.trackers import Trackers
 
 
@@ -65,9 +67,9 @@ class Run:
 
     def __init__(
         self, config: DreamBoothConfig, pipe: Any, folder: RunFolder, saver: Saver, device: torch.device,
-        meter: MemoryMeter, should_stop: Callable[[], bool], judges: Encoders | None = None,
+        meter: MemoryMeter, should_stop: Callable[[], bool], judges: Encoders | None = None, world: World = ALONE,
     ) -> None:  # fmt: skip
-        self.config, self.pipe, self.folder, self.saver = config, pipe, folder, saver
+        self.config, self.pipe, self.folder, self.saver, self.world = config, pipe, folder, saver, world
         self.device, self.meter, self.should_stop = device, meter, should_stop
         self.samples: list[Path] = []
         self.losses: list[float] = []
@@ -85,6 +87,7 @@ class Run:
             "start", recipe="dreambooth", model=config.pretrained_model_name_or_path, photos=len(photos.paths),
             device=str(self.device), precision=config.mixed_precision, resolution=config.resolution,
             max_steps=self.last_step, resumed_from=start_step or None, torch=torch.__version__,
+            **({"processes": self.world.size} if self.world.size > 1 else {}),
         )  # fmt: skip
         for message in self.saver.passed_over:
             folder.emit("warning", message=message)
@@ -102,19 +105,31 @@ class Run:
         class_paths = []
         if pictures:
             with taking_turns(pipe, self.device):
-                class_paths = prepare_class_images(config, pipe, self.device, folder, self.should_stop)
+                class_paths = prepare_class_images(config, pipe, self.device, folder, self.should_stop, self.world)
         if config.rescale_betas_zero_snr:
             pipe.scheduler = with_zero_snr(pipe.scheduler)
         with encoder_alone(pipe, self.device):
-            data = encode_data(config, pipe, photos, class_paths, folder)
+            data = encode_data(config, pipe, photos, class_paths, folder, self.world)
         self.saver.check_data(checkpoint, data.fingerprint)
-        learner = build_learner(config, pipe, self.device)
+        learner = build_learner(config, pipe, self.device, self.world.size)
+        if (remark := rank_beyond_width(pipe)) is not None:
+            folder.emit("warning", message=remark)
         texts = text_states(config, pipe, photos)  # after a new word has come to the tokenizers
         if not learns_text(config):
             texts.cache()
         self._make_room()
         if checkpoint is not None:
             learner.load(checkpoint)
+        if config.fsdp:
+            # Where shards lie in main memory, encoders stay: the pipeline computes where a module is that it finds.
+            encoders = config.train_text_encoder and not config.fsdp_cpu_offload
+            parts = family_of(pipe).trained(text_encoders=encoders)
+            kept, total = shard(pipe, parts, self.device, cpu_offload=config.fsdp_cpu_offload)
+            words = f"each of {self.world.size} processes keeps {kept / 2**20:.2f} of {total / 2**20:.2f} MiB"
+            folder.emit("note", message=f"the frozen base of {' and '.join(parts)} is in parts: {words}")
+        if self.world.size > 1:
+            first = digest(learner.parameters)
+            self.world.agree({"the pictures": data.fingerprint, "the adapter's first values": first})
         self._find_best(photos, learner, start_step)
         denoiser = family_of(pipe).denoiser_of(pipe)
         end, seconds = self._loop(
@@ -126,11 +141,13 @@ class Run:
         if end.stopped and folder.checkpoints.joinpath(f"step-{end.step}") not in folder.checkpoints.glob("step-*"):
             self._checkpoint(end.step, learner)
         self._check_finite(learner, end.step)
-        with learner.averaged():
-            adapter = self.saver.save_adapter(end.step)
+        adapter = folder.adapter_file
+        if self.world.main:
+            with learner.averaged():
+                self.saver.save_adapter(end.step)
+            self.saver.save_card(end.step, self.samples)
         if self.saver.report is not None and self.saver.report.without_effect:
             folder.emit("warning", message=str(self.saver.report))
-        self.saver.save_card(end.step, self.samples)
         mean = sum(self.losses[-50:]) / max(1, len(self.losses[-50:])) if self.losses else math.nan
         result = Result(
             folder.path,
@@ -144,7 +161,7 @@ class Run:
             tuple(self.samples),
             *((None, None) if self.best is None or self.best.best is None else (self.best.file, self.best.best.step)),
         )
-        if config.push_to_hub and not end.stopped:
+        if config.push_to_hub and not end.stopped and self.world.main:
             folder.emit("note", message=f"uploaded to {self.saver.push()}")
         folder.emit(
             "end", **{k: v for k, v in _plain(result).items() if k not in ("samples", "output_dir")}, step=end.step,
@@ -154,8 +171,11 @@ class Run:
         return result
 
     def _plan(self, photos: Any, pictures: bool) -> int | None:
-        """Say how much memory the run will take, part by part; the end says how much it was."""
-        if not self.config.plan:
+        """Say how much memory the run will take, part by part; the end says how much it was.
+
+        Of a base in parts, nothing can be said yet.
+        """
+        if not self.config.plan or not self.world.main or self.config.fsdp:
             return None
         from train.plan import plan_of_run
 
@@ -189,8 +209,7 @@ class Run:
             if step % config.checkpointing_steps == 0 or step == self.last_step:
                 self._checkpoint(step, learner)
             if self.preview is not None and self.preview.due(step, self.last_step):
-                with learner.averaged():
-                    self._draw(step)
+                self._draw(step, learner)
 
         rest_word(config, self.pipe, start_step)
         self._set_training(True)
@@ -198,7 +217,8 @@ class Run:
         try:
             end = loop.run(
                 micro_losses, learner, settings, start_step=start_step, on_step=on_step, after_step=after_step,
-                on_first_gradients=lambda: self._check_gradients(learner), should_stop=self.should_stop,
+                on_first_gradients=lambda: self._check_gradients(learner),
+                should_stop=lambda: self.world.any(self.should_stop()), world=self.world,
             )  # fmt: skip
         except loop.Diverged as problem:
             raise self._diverged(problem, learner) from problem
@@ -237,6 +257,8 @@ class Run:
 
     def _checkpoint(self, step: int, learner: Learner) -> None:
         self._check_finite(learner, step)
+        if not self.world.main:
+            return
         with learner.averaged():
             path = self.saver.save_checkpoint(step, learner)
         self.folder.emit("checkpoint", step=step, path=str(path))
@@ -250,32 +272,49 @@ class Run:
             raise self._diverged(problem, learner)
 
     def _diverged(self, problem: loop.Diverged, learner: Learner) -> TrainingError:
-        kept = self.saver.keep_last(problem.step - 1, learner)
+        kept = self.saver.keep_last(problem.step - 1, learner) if self.world.main else "process 0 says what was kept"
+        self.world.wait()
         other = ", or train without fp16 (--mixed_precision bf16 or no)" if learner.skips_overflows else ""
         return TrainingError(f"{problem}; {kept}; lower --learning_rate{other}")
 
-    def _draw(self, step: int) -> None:
+    def _draw(self, step: int, learner: Learner) -> None:
+        """Draw the previews of a step: process 0, or all of them where each has but a part of the model."""
         assert self.preview is not None
-        drawn = self.preview.draw(self.pipe, self.folder.samples, step, self.device, self.should_stop)
-        for path, seed in drawn:
-            self.samples.append(path)
-            self.folder.emit("sample", step=step, path=str(path), prompt=self.preview.prompt, seed=seed)
-        if self.best is not None:
-            self.best.judge(step, [path for path, _ in drawn])
+        place = self.folder.samples if self.world.main else None
+        if self._draws():
+            with learner.averaged():
+                drawn = self.preview.draw(self.pipe, place, step, self.device, self._drawing_stops)
+                for path, seed in drawn:
+                    self.samples.append(path)
+                    self.folder.emit("sample", step=step, path=str(path), prompt=self.preview.prompt, seed=seed)
+                if self.best is not None:
+                    self.best.judge(step, [path for path, _ in drawn])
+        self.world.wait()
+
+    def _draws(self) -> bool:
+        return self.world.main or self.config.fsdp
+
+    def _drawing_stops(self) -> bool:
+        return self.world.any(self.should_stop()) if self.config.fsdp else self.should_stop()
 
     def _find_best(self, photos: Any, learner: Learner, start_step: int) -> None:
         """With `--keep_best`: judge the base model, and what an interrupted run left unjudged."""
-        if start_step == 0:
+        if start_step == 0 and self.world.main:
             (self.folder.path / BEST_FILE).unlink(missing_ok=True)
-        if self.judges is None or self.preview is None:
+        if not self.config.keep_best or self.preview is None:
             return
-        preview, pipe, device, stop = self.preview, self.pipe, self.device, self.should_stop
+        preview, pipe, device, stop = self.preview, self.pipe, self.device, self._drawing_stops
+        if self.judges is None:  # process 0 has them; with its part of the model, this one takes part in drawing
+            if self._draws():
+                preview.base(pipe, preview.prompt, device, stop)
+            if self.world.any(False):
+                self._draw(start_step, learner)
+            return
         pictures = map(read_image, photos.paths)
         self.best = Best(self.config, self.judges, pictures, preview, self.folder, self.saver.save_best)
         self.best.begin(lambda prompt: preview.base(pipe, prompt, device, stop), start_step)
-        if self.best.missing(start_step, self.last_step):
-            with learner.averaged():
-                self._draw(start_step)
+        if self.world.any(self.best.missing(start_step, self.last_step)):
+            self._draw(start_step, learner)
 
     def _set_training(self, mode: bool) -> None:
         """Train mode for what is trained: dropout and checkpointing are off without it."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lora_diffusion.files.embedding import write_embeddings
 from train import checkpoints
 from train.card import dreambooth_card
 from train.config import differences, settings_of, to_dict
+from train.distributed import ALONE, World
 from train.dreambooth_config import DreamBoothConfig
 from train.learner import Learner
 from train.record import RunFolder
@@ -23,13 +26,14 @@ BEST_FILE = "best.safetensors"
 STATE_FILE = "state.json"
 ADAPTER_FILE = "adapter.safetensors"
 EMBEDDINGS_FOLDER = "embeddings"
+_SHARING = ("train_batch_size", "gradient_accumulation_steps")
 
 
 class Saver:
     """Writes for one run; every file appears complete or not at all."""
 
-    def __init__(self, folder: RunFolder, config: DreamBoothConfig, pipe: Any) -> None:
-        self.folder, self.config, self.pipe = folder, config, pipe
+    def __init__(self, folder: RunFolder, config: DreamBoothConfig, pipe: Any, world: World = ALONE) -> None:
+        self.folder, self.config, self.pipe, self.world = folder, config, pipe, world
         self.fingerprint = ""
         self.report: ld.SaveReport | None = None  # of the adapter that was written last
         self.passed_over: list[str] = []  # damaged checkpoints, in words
@@ -70,7 +74,8 @@ class Saver:
             "step": step,
             # All randomness is counted, not kept: seed and position are the whole of it (see `train.randomness`).
             "randomness": {"kind": "counter", "seed": config.seed},
-            "position": step * config.gradient_accumulation_steps * config.train_batch_size,
+            "position": step * config.gradient_accumulation_steps * config.train_batch_size * self.world.size,
+            "processes": self.world.size,
             "data": self.fingerprint,
             "torch": torch.__version__,
             "config": to_dict(config),
@@ -93,7 +98,7 @@ class Saver:
         """Write the adapter as it is now as `best.safetensors`, with what was judged of it."""
 
         def fill(path: Path) -> None:
-            ld.save_adapter(self.pipe, path, metadata={**adapter_metadata(self.config, step), "scores": scores})
+            ld.save_adapter(self.pipe, path, metadata={**self._metadata(step), "scores": scores})
 
         return checkpoints.replace_file(self.folder.path / BEST_FILE, fill)
 
@@ -152,21 +157,30 @@ class Saver:
             ) from problem
 
     def _write_adapter(self, path: Path, step: int) -> None:
-        self.report = ld.save_adapter(self.pipe, path, metadata=adapter_metadata(self.config, step))
+        self.report = ld.save_adapter(self.pipe, path, metadata=self._metadata(step))
+
+    def _metadata(self, step: int) -> dict[str, Any]:
+        return adapter_metadata(self.config, step, self.world.size)
 
 
-def adapter_metadata(config: DreamBoothConfig, step: int) -> dict[str, Any]:
+def adapter_metadata(config: DreamBoothConfig, step: int, processes: int = 1) -> dict[str, Any]:
     """What travels inside the adapter file: no times and no paths, so that the same run gives the same bytes."""
-    public = to_dict(replace_model(config))
-    deciding = {item.name for item in settings_of(DreamBoothConfig) if item.decides}
+    public = replace_model(config)
     return {
         "recipe": "dreambooth",
-        "base_model": public["pretrained_model_name_or_path"],
+        "base_model": public.pretrained_model_name_or_path,
         "instance_prompt": config.instance_prompt,
         **({"trigger_words": [word]} if (word := config.placeholder_token or config.subject_token) else {}),
         "steps": step,
-        "settings": {name: value for name, value in public.items() if name in deciding and value is not None},
+        **({"processes": processes} if processes > 1 else {}),
+        "settings": {name: value for name, value in deciding(public).items() if value is not None},
     }
+
+
+def deciding(config: DreamBoothConfig) -> dict[str, Any]:
+    """The settings that decide the result."""
+    values = to_dict(config)
+    return {item.name: values[item.name] for item in settings_of(DreamBoothConfig) if item.decides}
 
 
 def replace_model(config: DreamBoothConfig) -> DreamBoothConfig:
@@ -195,20 +209,31 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise ConfigError(f"{checkpoint} is no usable checkpoint: {problem}") from problem
 
 
-def check_same_run(checkpoint: Path, config: DreamBoothConfig) -> None:
+def check_same_run(checkpoint: Path, config: DreamBoothConfig, processes: int = 1) -> None:
     """Refuse to continue a run with settings that would have made another one.
 
-    Only the number of steps may grow, and only where the learning rate does not depend on it.
+    Only the number of steps may grow, and only where the learning rate does not depend on it; and another number of
+    processes may share the steps, if a step has as many pictures as before.
 
     Raises:
         ConfigError: naming the settings that differ, with both values.
     """
-    old, new = dict(read_state(checkpoint)["config"]), to_dict(config)
+    state = read_state(checkpoint)
+    old, new = dict(state["config"]), to_dict(config)
     for values in (old, new):
         model = Path(str(values["pretrained_model_name_or_path"])).expanduser()
         if model.is_dir():
             values["pretrained_model_name_or_path"] = str(model.resolve())
     different = differences(old, new, DreamBoothConfig)
+    before = int(state.get("processes", 1))
+    if before != processes:
+        had, has = (_pictures(values, count) for values, count in ((old, before), (new, processes)))
+        if had != has:
+            raise ConfigError(
+                f"{checkpoint} was made by {before} process{'es' * (before > 1)} with {had} pictures in a step, with "
+                f"{processes} there are {has}; change --train_batch_size or --gradient_accumulation_steps"
+            )
+        different = [name for name in different if name not in _SHARING]
     if config.lr_scheduler in ("constant", "constant_with_warmup"):
         different = [name for name in different if name != "max_train_steps"]
     if different:
@@ -217,6 +242,11 @@ def check_same_run(checkpoint: Path, config: DreamBoothConfig) -> None:
             f"{checkpoint} belongs to a run with other settings: {listed}; resume with the old ones, "
             "or start again with --overwrite or another --output_dir"
         )
+
+
+def _pictures(values: Mapping[str, Any], processes: int) -> int:
+    """Pictures in an optimizer step."""
+    return processes * math.prod(int(values[name]) for name in _SHARING)
 
 
 def _copy(source: Path, to: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from lora_diffusion.errors import TrainingError
+from train.distributed import ALONE, World
 from train.learner import Learner
 from train.randomness import seed_layers
 
@@ -46,7 +47,7 @@ class StepReport:
 
     Attributes:
         step: its number, from 1.
-        loss: mean over its micro-batches.
+        loss: mean over its micro-batches, those of all processes.
         learning_rates: by group, as used in this step.
         grad_norm: before clipping.
         steps_per_second: over the last steps.
@@ -100,6 +101,7 @@ def run(
     after_step: Callable[[int], None] | None = None,
     on_first_gradients: Callable[[], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    world: World = ALONE,
 ) -> LoopEnd:
     """Take steps until `settings.max_steps`.
 
@@ -110,7 +112,8 @@ def run(
         on_step: told of every step.
         after_step: called after every step with its number; previews and checkpoints are made there.
         on_first_gradients: called once, when the first step's gradients are there and nothing has moved yet.
-        should_stop: asked after every step; True ends the loop with `stopped`.
+        should_stop: asked after every step; True ends the loop with `stopped`. All processes need the same answer.
+        world: the processes that share each step. Of W of them, that of rank r takes W·n + r as its nth position.
 
     Raises:
         Diverged: NaN or Inf in the loss or the gradients. The step is not taken; the parameters as they are gave NaN,
@@ -121,7 +124,7 @@ def run(
     for step in range(start_step + 1, settings.max_steps + 1):
         speed.begin()
         rates = learner.learning_rates
-        total = _accumulate(micro_losses, learner, settings, step)
+        total = world.average(learner.parameters, _accumulate(micro_losses, learner, settings, step, world))
         if step == start_step + 1 and on_first_gradients is not None:
             on_first_gradients()
         norm = learner.gradient_norm(settings.max_grad_norm)
@@ -149,11 +152,15 @@ def run(
 
 
 def _accumulate(
-    micro_losses: Callable[[int], Iterable[torch.Tensor]], learner: Learner, settings: LoopSettings, step: int
+    micro_losses: Callable[[int], Iterable[torch.Tensor]],
+    learner: Learner,
+    settings: LoopSettings,
+    step: int,
+    world: World,
 ) -> torch.Tensor:
     total: torch.Tensor | None = None
     for micro in range(settings.accumulation):
-        position = (step - 1) * settings.accumulation + micro
+        position = ((step - 1) * settings.accumulation + micro) * world.size + world.rank
         seed_layers(settings.seed, position)
         for part in micro_losses(position):
             loss = part / settings.accumulation

@@ -14,6 +14,7 @@ import lora_diffusion as ld
 from train.families import family_of
 from train.pictures import save_png
 from train.sampling import generate
+from train.shards import is_sharded
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Preview:
         return step % self.every == 0 or step == last_step
 
     def draw(
-        self, pipe: Any, folder: Path, step: int, device: torch.device, should_stop: Callable[[], bool] | None = None
-    ) -> list[tuple[Path, int]]:
-        """Draw the pictures of a step into `folder`.
+        self, pipe: Any, folder: Path | None, step: int, device: torch.device,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[tuple[Path, int]]:  # fmt: skip
+        """Draw the pictures of a step into `folder`; without one they are drawn and forgotten.
 
         Returns:
             (path, seed) of each.
@@ -46,6 +48,8 @@ class Preview:
         made = []
 
         def keep(index: int, image: Any) -> None:
+            if folder is None:
+                return
             settings = {
                 "prompt": self.prompt,
                 "seed": seeds[index],
@@ -134,8 +138,8 @@ def encoder_alone(pipe: Any, device: torch.device) -> Iterator[None]:
 
 
 def _move(modules: list[Any], place: torch.device | str) -> None:
-    """Move modules that are elsewhere; what they leave is given back to the GPU."""
-    moving = [module for module in modules if module.device.type != torch.device(place).type]
+    """Move modules that are elsewhere, but for those in shards; what they leave is given back to the GPU."""
+    moving = [one for one in modules if one.device.type != torch.device(place).type and not is_sharded(one)]
     for module in moving:
         module.to(place)
     if moving and torch.cuda.is_available():

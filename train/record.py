@@ -27,10 +27,13 @@ class RunFolder:
     """The folder of one run.
 
     Events go to `events.jsonl` and to `on_event`; each has `event` (its kind) and `time` (seconds since 1970).
+
+    Args:
+        writes: False in processes that leave this to another one: nothing is written and nobody told.
     """
 
-    def __init__(self, path: str | Path, on_event: OnEvent | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, on_event: OnEvent | None = None, *, writes: bool = True) -> None:
+        self.path, self.writes = Path(path), writes
         self._on_event = on_event
         self._log: Any = None
 
@@ -74,6 +77,8 @@ class RunFolder:
         Raises:
             TrainingError: the folder cannot be written to.
         """
+        if not self.writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if fresh:
@@ -91,6 +96,8 @@ class RunFolder:
 
     def emit(self, event: str, **values: Any) -> None:
         """Record an event and pass it on."""
+        if not self.writes:
+            return
         line = {"event": event, "time": round(time.time(), 3), **values}
         if self._log is not None:
             self._log.write(json.dumps(line, ensure_ascii=False) + "\n")

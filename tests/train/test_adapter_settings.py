@@ -18,6 +18,7 @@ from lora_diffusion import ConfigError
 from train.dreambooth import resolve, train
 from train.dreambooth_config import DreamBoothConfig, validate
 from train.dreambooth_learn import build_learner
+from train.record import read_events
 from train.sampling import generate
 
 Make = Callable[..., DreamBoothConfig]
@@ -76,3 +77,12 @@ def test_mistakes(make_config: Make) -> None:
         validate(make_config(init_lora_weights="loftq"))
     with pytest.raises(ConfigError, match="rank 200 is more than"):
         train(make_config(init_lora_weights="pissa", rank=200))
+
+
+def test_a_rank_beyond_a_layers_width_is_said(make_config: Make) -> None:
+    result = train(make_config(rank=48, max_train_steps=1))
+    said = [e["message"] for e in read_events(result.output_dir / "events.jsonl") if e["event"] == "warning"]
+    assert any("--rank is more than" in text and "is 32" in text for text in said)
+    quiet = train(make_config("quiet", rank=4, max_train_steps=1))
+    said = [e["message"] for e in read_events(quiet.output_dir / "events.jsonl") if e["event"] == "warning"]
+    assert not any("--rank" in text for text in said)
