@@ -14,7 +14,7 @@ from dreambooth_contestants import Setting, ours, run, theirs
 from engine_common import markdown
 
 GIB = 2**30
-BASES = {None: "fp16", "int8": "int8", "nf4": "NF4 + fp8"}
+BASES = {None: "fp16", "int8": "int8", "nf4": "NF4 + int8"}
 
 
 def measure(setting: Setting, precision: str) -> dict[str, Any]:
