@@ -16,9 +16,9 @@ from train.sample_config import SampleConfig
 
 def dreambooth(config: DreamBoothConfig, debug: bool) -> int:
     """`lora-diffusion dreambooth`."""
-    from train import dreambooth_config
+    from train.dreambooth_checks import validate
 
-    dreambooth_config.validate(config)  # before torch is loaded: most mistakes are answered at once
+    validate(config)  # before torch is loaded: most mistakes are answered at once
     with _job(debug) as (console, stop):
         from train.distributed import launched_as
         from train.dreambooth import train

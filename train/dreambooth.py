@@ -27,7 +27,8 @@ from train.best import judges_of
 from train.buckets import bucket_sizes
 from train.config import to_dict
 from train.distributed import World, joined
-from train.dreambooth_config import DEFAULT_STEPS, DreamBoothConfig, validate
+from train.dreambooth_checks import validate
+from train.dreambooth_config import DEFAULT_STEPS, DreamBoothConfig
 from train.dreambooth_data import StoppedEarly, read_photos
 from train.dreambooth_learn import text_states, weighting_of
 from train.dreambooth_run import Result, Run, seconds_since

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_diffusion.errors import ConfigError
-from train import dreambooth_config
+from train import dreambooth_checks
 from train.config import setting
 from train.dreambooth_config import DreamBoothConfig
 from train.plan_cards import CARDS, card_of
@@ -44,7 +44,7 @@ def validate(config: PlanConfig) -> None:
     """Check all that can be checked without a model. Raises ConfigError."""
     if config.with_prior_preservation and not (config.class_prompt or "").strip():
         raise ConfigError("--with_prior_preservation needs --class_prompt, for example 'a photo of a dog'")
-    dreambooth_config.validate(config)
+    dreambooth_checks.validate(config)
     card_of(config.gpu, config.memory)
     if config.device == "cpu" and config.gpu is not None:
         raise ConfigError("--gpu is a card and --device cpu is none; --memory says how much memory there is")

@@ -24,7 +24,16 @@ _PREFIX = "adapter_"
 Factors = tuple[torch.Tensor, torch.Tensor]
 
 
-class AdaptedModule(nn.Module):
+class SwappedModule(nn.Module):
+    """Mixin in front of a module's own class, of which `host_class` makes one."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class was made at run time: copies and pickles name its two halves instead.
+        mixin, base = type(self).__bases__
+        return _rebuild, (mixin, base), self.__dict__.copy()
+
+
+class AdaptedModule(SwappedModule):
     """Mixin in front of a module's own class: bookkeeping of the adapters that it carries.
 
     A kind of layer (see `linear.py`) derives from this, says what shapes an adapter has at it and what its weight's
@@ -134,18 +143,13 @@ class AdaptedModule(nn.Module):
         assert self._rows is not None, "only asked for in a mixed batch"
         return self._rows.gather(x.shape[0], x.device)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class was made at run time: copies and pickles name its two halves instead.
-        mixin, base = type(self).__bases__
-        return _rebuild, (mixin, base), self.__dict__.copy()
-
 
 _host_classes: dict[tuple[Any, Any], Any] = {}
 
 
 def host_class(mixin: Any, base: Any) -> Any:
     """The subclass of the module class `base` that carries adapters; one per pair, so that equal modules stay of equal
-    class. mixin: an AdaptedModule."""
+    class. mixin: a SwappedModule."""
     if (mixin, base) not in _host_classes:
         name = f"{mixin.__name__}Of{base.__name__}"
         _host_classes[mixin, base] = type(name, (mixin, base), {"__module__": base.__module__})

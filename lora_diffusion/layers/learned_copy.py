@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from ..errors import AdapterMismatchError
-from .host import AdaptedModule, check_not_hooked, host_class
+from .host import AdaptedModule, SwappedModule, check_not_hooked, host_class
 from .quantised import is_quantised
 
 _PREFIX = "copy_"
 
 
-class CopiedModule(nn.Module):
+class CopiedModule(SwappedModule):
     """Mixin in front of a module's own class: its call goes to the copy that acts, or to the module itself."""
 
     _acting: str | None
@@ -31,10 +31,6 @@ class CopiedModule(nn.Module):
 
     def copy_names(self) -> list[str]:
         return [key.removeprefix(_PREFIX) for key in self._modules if key.startswith(_PREFIX)]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        base = type(self).__bases__[1]
-        return _rebuild, (base,), self.__dict__.copy()
 
 
 def make_copy(module: nn.Module) -> nn.Module:
@@ -74,8 +70,3 @@ def remove_copy(module: nn.Module, name: str) -> None:
     if not module.copy_names():
         module.__class__ = type(module).__bases__[1]
         del module._acting
-
-
-def _rebuild(base: Any) -> nn.Module:
-    cls = host_class(CopiedModule, base)
-    return cls.__new__(cls)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import AdapterMismatchError
-from .host import AdaptedModule, check_not_hooked, host_class
+from .host import AdaptedModule, SwappedModule, check_not_hooked, host_class
 
 _PREFIX = "vectors_"
 
@@ -33,7 +33,7 @@ class TokenVectors(nn.Module):
         return self.vectors[start : start + self.words[word]]
 
 
-class VirtualTokens(nn.Module):
+class VirtualTokens(SwappedModule):
     """Mixin in front of an embedding's own class. `_place` (ids known) says which row of all vectors, stacked, an id
     has; -1 is the table's own."""
 
@@ -65,10 +65,6 @@ class VirtualTokens(nn.Module):
         for number, place in rows.items():
             self._place[number] = place
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        base = type(self).__bases__[1]
-        return _rebuild, (base,), self.__dict__.copy()
-
 
 def check_can_take_words(path: str, embedding: nn.Module) -> None:
     """Raises AdapterMismatchError for an embedding with low-rank adapters, or whose forward is hidden."""
@@ -91,8 +87,3 @@ def remove_vectors(embedding: Any, name: str) -> None:
     if not embedding.all_vectors():
         embedding.__class__ = type(embedding).__bases__[1]
         del embedding._place
-
-
-def _rebuild(base: Any) -> nn.Module:
-    cls = host_class(VirtualTokens, base)
-    return cls.__new__(cls)

@@ -16,7 +16,8 @@ from diffusers import StableDiffusionPipeline
 import lora_diffusion as ld
 from lora_diffusion import ConfigError
 from train.dreambooth import resolve, train
-from train.dreambooth_config import DreamBoothConfig, validate
+from train.dreambooth_checks import validate
+from train.dreambooth_config import DreamBoothConfig
 from train.dreambooth_learn import build_learner
 from train.record import read_events
 from train.sampling import generate

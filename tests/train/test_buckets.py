@@ -9,7 +9,8 @@ import pytest
 
 from lora_diffusion import ConfigError
 from train.buckets import automatic, bucket_sizes, nearest, parse
-from train.dreambooth_config import DreamBoothConfig, validate
+from train.dreambooth_checks import validate
+from train.dreambooth_config import DreamBoothConfig
 from train.latents import Order
 from train.randomness import Draws
 

@@ -9,7 +9,8 @@ import pytest
 
 from lora_diffusion import ConfigError
 from train.config import check, differences, from_dict, setting, settings_of, to_dict
-from train.dreambooth_config import DreamBoothConfig, validate
+from train.dreambooth_checks import validate
+from train.dreambooth_config import DreamBoothConfig
 from train.prompts import check_subject_word
 
 

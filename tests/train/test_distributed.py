@@ -24,7 +24,8 @@ from train.checkpoints import steps_in
 from train.config import settings_of, to_dict
 from train.distributed import ALONE, World, joined
 from train.dreambooth import train
-from train.dreambooth_config import DreamBoothConfig, validate
+from train.dreambooth_checks import validate
+from train.dreambooth_config import DreamBoothConfig
 from train.record import read_events
 
 Make = Callable[..., DreamBoothConfig]

@@ -15,7 +15,8 @@ from PIL import Image
 import lora_diffusion as ld
 from lora_diffusion import ConfigError, DatasetError
 from train.dreambooth import resolve, train
-from train.dreambooth_config import DreamBoothConfig, validate
+from train.dreambooth_checks import validate
+from train.dreambooth_config import DreamBoothConfig
 from train.dreambooth_data import Data, encode_data, read_photos
 from train.dreambooth_learn import text_states
 from train.randomness import Draws

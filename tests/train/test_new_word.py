@@ -15,7 +15,8 @@ from diffusers import StableDiffusionPipeline
 import lora_diffusion as ld
 from lora_diffusion import ConfigError
 from train.dreambooth import Result, train
-from train.dreambooth_config import DreamBoothConfig, validate
+from train.dreambooth_checks import validate
+from train.dreambooth_config import DreamBoothConfig
 from train.models import load_pipeline
 from train.record import read_events
 from train.sampling import generate

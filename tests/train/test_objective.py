@@ -20,7 +20,8 @@ from diffusers import (
 import lora_diffusion as ld
 from lora_diffusion import ConfigError
 from train.dreambooth import train
-from train.dreambooth_config import DreamBoothConfig, validate
+from train.dreambooth_checks import validate
+from train.dreambooth_config import DreamBoothConfig
 from train.objective import FlowMatching, NoiseSchedule, Objective, losses, objective_of, predicted, with_zero_snr
 from train.randomness import Draws, derive_seed
 from train.weighting import Weighting

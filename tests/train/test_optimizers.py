@@ -16,7 +16,8 @@ import lora_diffusion as ld
 from lora_diffusion import ConfigError
 from train import loop
 from train.dreambooth import train
-from train.dreambooth_config import OPTIMIZERS, DreamBoothConfig, validate
+from train.dreambooth_checks import validate
+from train.dreambooth_config import OPTIMIZERS, DreamBoothConfig
 from train.learner import Group, Learner, OptimizerSettings
 from train.loop import LoopSettings
 from train.optimizers import lora_plus

@@ -13,7 +13,8 @@ import torch
 import lora_diffusion as ld
 from lora_diffusion import ConfigError
 from train.dreambooth import train
-from train.dreambooth_config import DreamBoothConfig, validate
+from train.dreambooth_checks import validate
+from train.dreambooth_config import DreamBoothConfig
 from train.dreambooth_learn import BatchLoss
 from train.record import read_events
 

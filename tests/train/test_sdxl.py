@@ -17,7 +17,8 @@ from PIL import Image
 import lora_diffusion as ld
 from lora_diffusion import ConfigError, TrainingError
 from train.dreambooth import resolve, train
-from train.dreambooth_config import DreamBoothConfig, validate
+from train.dreambooth_checks import validate
+from train.dreambooth_config import DreamBoothConfig
 from train.families import family_of
 from train.images import list_images
 from train.models import load_pipeline
