@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from train.images import read_image
 from train.learner import Learner
 from train.memory import MemoryMeter
 from train.objective import Objective, with_zero_snr
+from train.packed import packed, packs
 from train.preview import Preview, encoder_alone, taking_turns
 from train.record import RunFolder
 from train.shards import shard
@@ -215,16 +217,22 @@ class Run:
         self._set_training(True)
         began = time.perf_counter()
         try:
-            end = loop.run(
-                micro_losses, learner, settings, start_step=start_step, on_step=on_step, after_step=after_step,
-                on_first_gradients=lambda: self._check_gradients(learner),
-                should_stop=lambda: self.world.any(self.should_stop()), world=self.world,
-            )  # fmt: skip
+            with self._packing():
+                end = loop.run(
+                    micro_losses, learner, settings, start_step=start_step, on_step=on_step, after_step=after_step,
+                    on_first_gradients=lambda: self._check_gradients(learner),
+                    should_stop=lambda: self.world.any(self.should_stop()), world=self.world,
+                )  # fmt: skip
         except loop.Diverged as problem:
             raise self._diverged(problem, learner) from problem
         finally:
             self._set_training(False)
         return end, seconds_since(began)
+
+    def _packing(self) -> AbstractContextManager[Any]:
+        if self.device.type != "cpu" or self.config.fsdp or not packs(self.config):
+            return nullcontext()
+        return packed(family_of(self.pipe).denoiser_of(self.pipe))
 
     def _report(self, report: loop.StepReport) -> dict[str, Any]:
         self.losses.append(report.loss)

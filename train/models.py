@@ -122,7 +122,6 @@ def load_pipeline(
     for part in family.trained(text_encoders=quantize_text_encoders) if quantize is not None else ():
         quantise(getattr(pipeline, part), str(quantize), precision=PRECISIONS[precision], device=device)
     if torch.device(device).type == "cpu":  # convolutions on CPU are a good deal faster this way
-        family.denoiser_of(pipeline).to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
     return pipeline.to(device)
 

@@ -241,8 +241,6 @@ def predicted(
             in its precision; see `train.text_states`.
     """
     noised = noised.to(conditioning["encoder_hidden_states"].dtype)
-    if noised.device.type == "cpu":
-        noised = noised.contiguous(memory_format=torch.channels_last)
     return model(noised, timestep=objective.told(times), **conditioning, return_dict=False)[0].to(torch.float32)
 
 

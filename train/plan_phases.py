@@ -16,7 +16,15 @@ from torch import nn
 
 from lora_diffusion.planning.fake_copy import fake_copy
 from lora_diffusion.planning.live_bytes import LiveBytes
-from lora_diffusion.planning.plan import OPTIMIZER, Plan, checkpoint_activations, measure, planning, state_sizes
+from lora_diffusion.planning.plan import (
+    OPTIMIZER,
+    WEIGHTS,
+    Plan,
+    checkpoint_activations,
+    measure,
+    planning,
+    state_sizes,
+)
 from lora_diffusion.planning.workspace import CUBLAS
 from train.buckets import bucket_sizes
 from train.dreambooth_config import DreamBoothConfig, learns_text, optimizer_name
@@ -24,6 +32,7 @@ from train.dreambooth_learn import build_learner
 from train.families import Prompts
 from train.latents import ENCODE_BATCH
 from train.models import PRECISIONS
+from train.packed import packed_sizes, packs
 from train.plan_models import Blueprint
 
 LOADING, CLASS_PICTURES, ENCODING, TRAINING, PREVIEWS, SAVING = PHASES = (
@@ -91,6 +100,7 @@ class _Work:
         self.pipe = model.pipe(self.modules)
         self.vae = self._vae(torch.float32)
         self.learned: list[nn.Parameter] = []
+        self.packed: list[int] = []  # frozen convolutions' other layouts, which training on the CPU makes
 
     def loading(self) -> Plan:
         return self._measure(lambda: None, list(self.modules.values()))
@@ -140,11 +150,11 @@ class _Work:
             conditioning = self._states(self.pipe, size, height, width) if kept is None else kept
             noise = torch.empty(size, channels, height // factor, width // factor)
             noisy = torch.empty_like(noise).to(self.precision)
-            if not self.on_gpu:
-                noisy = noisy.contiguous(memory_format=torch.channels_last)
             said = denoiser(noisy, torch.zeros(size, dtype=torch.int64), **conditioning, return_dict=False)[0]
             (said.to(torch.float32) - noise).square().mean(dim=(1, 2, 3)).mean().backward()
 
+        if not self.on_gpu and packs(config):
+            self.packed = packed_sizes(denoiser)
         modules = trained if self.on_gpu else list(self.modules.values())
         plan = self._measure(work, modules, blocks=self._moving(), inputs=kept)
         for parameter in self.learned:
@@ -242,9 +252,10 @@ class _Work:
         )  # fmt: skip
 
     def _moving(self) -> dict[str, list[int]]:
-        """What moves the parameters: the optimizer's state, the copy to step back to, the average."""
+        """What training adds: the optimizer's state, the copy to step back to, the average, packed convolutions."""
         copies = [4 * parameter.numel() for parameter in self.learned] * (2 if self.config.use_ema else 1)
-        return {OPTIMIZER: [*state_sizes(self.learned, optimizer_name(self.config)), *copies]}
+        moving = [*state_sizes(self.learned, optimizer_name(self.config)), *copies]
+        return {OPTIMIZER: moving, WEIGHTS: self.packed}
 
     def _states(self, pipe: Any, rows: int, height: int, width: int) -> dict[str, Any]:
         """The denoiser's keyword arguments for `rows` prompts, from the text encoders as they are."""
@@ -280,7 +291,7 @@ class _Work:
         return {
             name: fake_copy(
                 module, self.mode, None if kept else precision, quantize if name in stored else None,
-                channels_last=not self.on_gpu and name in (self.family.denoiser, "vae"),
+                channels_last=not self.on_gpu and name == "vae",
             )
             for name, module in self.model.modules.items()
         }  # fmt: skip

@@ -85,11 +85,15 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _add(self, tensor: torch.Tensor, part: str, nbytes: int | None = None) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
+        storage: Any
+        if tensor.is_mkldnn:  # oneDNN's own, which has no storage to be seen
+            storage, key, held = tensor, id(tensor), tensor.numel() * tensor.element_size()
+        else:
+            storage = tensor.untyped_storage()
+            key, held = storage._cdata, storage.nbytes()
         if key in self._known:
             return
-        size = storage.nbytes() if nbytes is None else nbytes
+        size = held if nbytes is None else nbytes
         number = self._made(size, part)
 
         def gone(_: Any) -> None:

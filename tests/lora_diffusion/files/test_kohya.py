@@ -359,7 +359,7 @@ def test_diffusers_loads_what_we_write(
         fresh = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir, safety_checker=None)
         fresh.set_progress_bar_config(disable=True)
         load(fresh, tmp_path / "a.safetensors")
-        torch.testing.assert_close(latents(fresh), ours, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(latents(fresh), ours, rtol=1e-3, atol=1e-4)  # of many steps, one after the other
 
 
 @pytest.mark.filterwarnings("ignore:The following alpha_pattern keys")
@@ -428,7 +428,7 @@ def test_we_load_what_diffusers_converts(
     fresh.set_progress_bar_config(disable=True)
     report = ld.load_adapter(fresh, tmp_path / "theirs.safetensors")
     assert (report.dialect, report.complete) == ("kohya", True)
-    torch.testing.assert_close(latents(fresh), latents(tiny_pipeline), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(latents(fresh), latents(tiny_pipeline), rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -499,6 +499,6 @@ def test_diffusers_loads_our_sdxl_names(targets: list[str], tiny_sdxl: Run, rand
     assert (wanted - base).abs().max() > 0.01
     theirs, again = tiny_sdxl(), tiny_sdxl()
     theirs.load_lora_weights(tmp_path / "a.safetensors")
-    torch.testing.assert_close(latents(theirs), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(latents(theirs), wanted, rtol=1e-3, atol=1e-4)
     assert ld.load_adapter(again, tmp_path / "a.safetensors").complete
-    torch.testing.assert_close(latents(again), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(latents(again), wanted, rtol=1e-3, atol=1e-4)
