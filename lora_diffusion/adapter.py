@@ -12,10 +12,12 @@ import torch
 
 from .config import LoraConfig
 from .errors import AdapterFormatError, AdapterMismatchError, ConfigError
+from .methods.config import MethodConfig
 from .structured import Structured
 
 MAX_NAME_LENGTH = 100
 COPY = "modules_to_save"  # what stands between a module's path and a tensor of its learned copy
+PARTS = "adapter_parts"  # what stands between a component and the tensors of a method that is not low rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,18 @@ class Prompt:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What a method other than low rank has learned in a component.
+
+    config: how it was made; see `methods/`.
+    tensors: everything that training goes on from, by the method's own names.
+    """
+
+    config: MethodConfig
+    tensors: Mapping[str, torch.Tensor]
+
+
 @dataclass
 class Adapter:
     """Named low-rank tensors per component of a pipeline, with their configs.
@@ -83,6 +97,7 @@ class Adapter:
     tokens: learned words, textual inversion's: {"<s1>": {"text_encoder": (vectors, dim)}}.
     prompts: virtual tokens of a language model, {"model": Prompt}.
     bases: {component: fingerprint of the model that it was made for} (see `fingerprint.py`).
+    methods: what methods other than low rank have learned: {component: {kind: Learned}}.
     copies: whole modules that were learned beside (`modules_to_save`): {component: {module path: {name: tensor}}}.
     """
 
@@ -96,11 +111,13 @@ class Adapter:
     structured: dict[str, dict[str, Structured]] = field(default_factory=dict)
     tokens: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     prompts: dict[str, Prompt] = field(default_factory=dict)
+    methods: dict[str, dict[str, Learned]] = field(default_factory=dict)
     bases: dict[str, dict[str, Any]] = field(default_factory=dict)
     intact: bool | None = None
 
     def is_empty(self) -> bool:
-        return not (any(self.components.values()) or any(self.structured.values()) or self.tokens or self.prompts)
+        kinds = (self.components, self.structured, self.methods)
+        return not (any(any(kind.values()) for kind in kinds) or self.tokens or self.prompts)
 
     def layers(self) -> dict[str, dict[str, LowRank | Structured]]:
         """{component: {path: layer}}, of either kind."""
@@ -124,6 +141,9 @@ class Adapter:
                 tensors.update({f"{component}.{path}.{COPY}.{name}": value for name, value in values.items()})
         for word, vectors in self.tokens.items():
             tensors.update({f"{component}.lora_tokens.{word}": vector for component, vector in vectors.items()})
+        for component, learned in self.methods.items():
+            for kind, part in learned.items():
+                tensors.update({f"{component}.{PARTS}.{kind}.{name}": value for name, value in part.tensors.items()})
         return tensors
 
     def with_flat(self, tensors: Mapping[str, torch.Tensor]) -> Adapter:
@@ -160,7 +180,16 @@ class Adapter:
             word: {component: tensors[f"{component}.lora_tokens.{word}"] for component in vectors}
             for word, vectors in self.tokens.items()
         }
-        return dataclasses.replace(self, components=components, copies=copies, tokens=tokens)
+        methods = {
+            component: {
+                kind: Learned(
+                    part.config, {name: tensors[f"{component}.{PARTS}.{kind}.{name}"] for name in part.tensors}
+                )
+                for kind, part in learned.items()
+            }
+            for component, learned in self.methods.items()
+        }
+        return dataclasses.replace(self, components=components, copies=copies, tokens=tokens, methods=methods)
 
 
 def inferred_config(layers: Mapping[str, LowRank]) -> LoraConfig:

@@ -23,7 +23,8 @@ def describe(adapter: Adapter) -> dict[str, Any]:
 
     components: {name: counts, ranks, alphas, scales, dtypes, parameters, kinds of layers and their paths}.
     tokens: {word: {component: [vectors, dim]}}. prompts: {component: {"kind", "shape"}}.
-    copies: {component: {path: [tensor names]}}. without_effect: layers whose update is zero, as "component.path".
+    copies: {component: {path: [tensor names]}}. methods: {component: {kind: its config}}.
+    without_effect: layers whose update is zero, as \"component.path\".
     """
     components = {name: _component(layers) for name, layers in adapter.layers().items()}
     tokens = {
@@ -49,6 +50,10 @@ def describe(adapter: Adapter) -> dict[str, Any]:
         "tokens": tokens,
         "prompts": prompts,
         "copies": copies,
+        "methods": {
+            component: {kind: part.config.to_dict() for kind, part in learned.items()}
+            for component, learned in adapter.methods.items()
+        },
         "without_effect": layers_without_effect(adapter),
         "metadata": adapter.metadata,
         "foreign": adapter.foreign,
@@ -106,6 +111,7 @@ def _parameters(adapter: Adapter) -> int:
     tensors += [t for modules in adapter.copies.values() for values in modules.values() for t in values.values()]
     tensors += [t for parts in adapter.tokens.values() for t in parts.values()]
     tensors += [prompt.embeddings for prompt in adapter.prompts.values()]
+    tensors += [t for learned in adapter.methods.values() for part in learned.values() for t in part.tensors.values()]
     return sum(tensor.numel() for tensor in tensors)
 
 

@@ -21,10 +21,11 @@ from .files import read_adapter, write_adapter
 from .fingerprint import compare, fingerprint
 from .fit import Layer, fitted
 from .hotswap import swap_in
-from .inject import get_adapter
+from .inject import build_all, get_adapter
 from .layers import LoraFactors
 from .layers.learned_copy import check_copyable, make_copy
 from .matching import component_for, match_component, mismatch
+from .methods.piece import Piece
 from .report import LoadReport, SaveReport
 from .state import (
     adapter_names,
@@ -34,6 +35,7 @@ from .state import (
     holders,
     install,
     refuse_copies,
+    refuse_pieces,
     state_of,
 )
 from .switch import check_weight
@@ -74,6 +76,7 @@ def load_adapter(
     if hotswap:
         name = name or "default"
         refuse_copies(holders(target, name), name, "swapped in place")
+        refuse_pieces(holders(target, name), name, "swapped in place")
     else:
         name = _free_name(target, origin) if name is None else name
         check_new_name(target, name)
@@ -112,20 +115,23 @@ def load_adapter(
         }
         for component, low in chosen.items()
     }
+    pieces = _pieces(adapter, target, modules, name, weights, dtype or torch.float32)
+    report.methods = {component: list(parts) for component, parts in pieces.items()}
     report.tokens = [word for word in adapter.tokens if word not in report.refused_tokens]
     words = {word: adapter.tokens[word] for word in report.tokens}
     vectors = install_tokens(target, name, words, dtype or torch.float32)
-    for component in dict.fromkeys([*prepared, *vectors]):
+    for component in dict.fromkeys([*prepared, *copies, *vectors, *pieces]):
         low_ranks = {where: low_rank for where, (_, low_rank) in chosen.get(component, {}).items()}
-        config = adapter.configs.get(sources[component]) or inferred_config(low_ranks) if low_ranks else None
+        source = sources.get(component, component)
+        config = adapter.configs.get(source) or inferred_config(low_ranks) if low_ranks else None
         if component in vectors:
             vectors[component].requires_grad_(False)
         install(modules[component], name, config, prepared.get(component, {}), copies.get(component),
-                vectors.get(component))  # fmt: skip
+                vectors.get(component), pieces.get(component))  # fmt: skip
         state = state_of(modules[component])
         assert state is not None, "the adapter was installed just before"
         state.adapters[name].metadata = copy.deepcopy(adapter.metadata)
-        state.adapters[name].base = adapter.bases.get(sources.get(component, component))
+        state.adapters[name].base = adapter.bases.get(source)
         state.weights[name] = weights[component]
         state.apply()
     return report
@@ -146,7 +152,8 @@ def save_adapter(
     """
     adapter = get_adapter(target, name)
     modules = components_of(target)
-    for component in dict.fromkeys([*adapter.components, *(c for v in adapter.tokens.values() for c in v)]):
+    words = [component for vectors in adapter.tokens.values() for component in vectors]
+    for component in dict.fromkeys([*adapter.components, *adapter.methods, *words]):
         if component not in adapter.bases:  # a base in shards can no longer be read, and has been before
             adapter.bases[component] = fingerprint(component, modules[component])
     write_adapter(adapter, path, format, metadata)
@@ -158,10 +165,10 @@ def _refuse_what_has_no_place(adapter: Adapter, origin: str, hotswap: bool) -> N
     if adapter.prompts:
         kinds = ", ".join(sorted({prompt.kind for prompt in adapter.prompts.values()}))
         raise AdapterMismatchError(f"{origin} holds virtual tokens ({kinds}), which this version only reads and writes")
-    if adapter.layer_count() == 0 and not adapter.tokens:
+    if adapter.layer_count() == 0 and not adapter.tokens and not adapter.methods:
         raise AdapterMismatchError(f"{origin} holds no layers: there is nothing to load")
-    if hotswap and (adapter.copies or adapter.tokens):
-        what = "whole modules" if adapter.copies else "words"
+    if hotswap and (adapter.copies or adapter.tokens or adapter.methods):
+        what = "whole modules" if adapter.copies else "words" if adapter.tokens else "parts of other methods"
         raise AdapterMismatchError(f"the adapter brings {what}, which cannot be swapped in place")
 
 
@@ -206,6 +213,39 @@ def _copies(
                 raise AdapterMismatchError(f"{component}.{path}: the adapter's copy does not fit ({reason})") from None
             found.setdefault(component, {})[where] = (available[where], learned)
     return found
+
+
+def _pieces(
+    adapter: Adapter,
+    target: Any,
+    modules: Mapping[str, nn.Module],
+    name: str,
+    weights: Mapping[str, float],
+    dtype: torch.dtype,
+) -> dict[str, dict[str, Piece]]:
+    """{component: {kind: piece}}, attached, filled and not acting; their parameters do not want gradients.
+
+    Raises AdapterMismatchError or ConfigError where one does not fit: a method fits whole or not at all.
+    """
+    sources = {component_for(source, adapter, target, modules): source for source in adapter.methods}
+    for component, source in sources.items():
+        if component not in modules:
+            raise AdapterMismatchError(f"the adapter is for {source}, which the target does not have")
+    configs = {c: [learned.config for learned in adapter.methods[source].values()] for c, source in sources.items()}
+    pieces = build_all(modules, configs, name, dtype)
+    try:
+        for component, source in sources.items():
+            for kind, piece in pieces[component].items():
+                piece.put(adapter.methods[source][kind].tensors)
+                piece.check_weight(weights[component])
+                for parameter in piece.parameters():
+                    parameter.requires_grad_(False)
+    except Exception:
+        for parts in pieces.values():
+            for piece in reversed(parts.values()):
+                piece.remove()
+        raise
+    return pieces
 
 
 def _part(layer: nn.Module, low_rank: LowRank, dtype: torch.dtype) -> LoraFactors:

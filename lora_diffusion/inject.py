@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adapter import Adapter, LowRank
+from .adapter import Adapter, Learned, LowRank
 from .components import canonical_path, choose_components, components_of
 from .config import LoraConfig
 from .errors import AdapterFormatError, AdapterMismatchError, ConfigError
@@ -17,6 +17,9 @@ from .initial import factors_of_weight, initial_factors
 from .layers import LoraEmbedding, LoraFactors, layer_kind
 from .layers.dora import row_norms
 from .layers.learned_copy import check_copyable, make_copy
+from .methods.config import MethodConfig
+from .methods.piece import Piece
+from .methods.registry import build
 from .state import (
     adapter_names,
     check_layers,
@@ -35,10 +38,12 @@ from .state import (
 from .targets import find_copies, find_targets, nearest_words, unmatched_patterns
 from .tokens import TextualInversionConfig, check_tokens, initial_vectors, install_tokens, refuse_tokens
 
+AnyConfig = LoraConfig | MethodConfig
+
 
 def add_adapter(
     target: Any,
-    config: LoraConfig | Mapping[str, LoraConfig] | None,
+    config: AnyConfig | Sequence[AnyConfig] | Mapping[str, AnyConfig | Sequence[AnyConfig]] | None,
     name: str = "default",
     *,
     tokens: Sequence[TextualInversionConfig] = (),
@@ -50,14 +55,16 @@ def add_adapter(
 
     target: an nn.Module or a diffusers pipeline.
     config: one config for the components named in `components` (default: the pipeline's UNet or transformer, or the
-        bare module), or {"unet": config, "text_encoder": other, …}; None for an adapter of words alone.
+        bare module), or {"unet": config, "text_encoder": other, …}; None for an adapter of words alone. A LoraConfig,
+        the config of another method (P-tuning, bottlenecks, BitFit …), or a list of several, one of each kind: an
+        adapter made of all of them.
     tokens: words for a pipeline's text encoders to learn (textual inversion); with a config as well, pivotal tuning.
     dtype: of the factors; fp32 whatever the base is, so that small updates are not lost.
     generator: for the initial values; a CPU generator. Without it torch's global one is used. The values are drawn on
         the CPU in the order of `named_modules()`, hence the same on every device.
 
     The base parameters of the components concerned stop requiring gradients; taking the last adapter out restores that.
-    Returns {component: paths of the adapted modules}.
+    Returns {component: paths of the modules that got a low-rank term}.
     Raises ConfigError (name, config) or AdapterMismatchError (nothing matches); the target is then as it was.
     """
     check_new_name(target, name)
@@ -65,15 +72,19 @@ def add_adapter(
         raise ConfigError(f"dtype={dtype}: give a floating-point dtype")
     if config is None and not tokens:
         raise ConfigError("config is None and there are no tokens: nothing would be learned")
-    configs = {} if config is None else _config_per_component(target, config, components)
+    given = {} if config is None else _configs_per_component(target, config, components)
+    configs = {c: one for c, several in given.items() for one in several if isinstance(one, LoraConfig)}
+    methods = {c: [one for one in several if isinstance(one, MethodConfig)] for c, several in given.items()}
     words = initial_vectors(target, tokens, generator) if tokens else {}
     refuse_tokens(check_tokens(target, words), "tokens")
-    modules = choose_components(target, dict.fromkeys([*configs, *(c for v in words.values() for c in v)]))
+    modules = choose_components(target, dict.fromkeys([*given, *(c for v in words.values() for c in v)]))
     found = {component: find_targets(modules[component], cfg) for component, cfg in configs.items()}
     _check_patterns(configs, found)
-    copied = {component: find_copies(modules[component], cfg) for component, cfg in configs.items()}
-    for component, layers in found.items():
-        check_layers(name, layers)
+    copied = {
+        c: {p: m for one in several for p, m in find_copies(modules[c], one).items()} for c, several in given.items()
+    }
+    for component in given:
+        check_layers(name, found.get(component, {}))
         for path, module in copied[component].items():
             check_copyable(path, module)
         state = state_of(modules[component])
@@ -84,11 +95,12 @@ def add_adapter(
             path: (layer, _new_part(path, layer, configs[component], dtype, generator))
             for path, layer in layers.items()
         }
+    pieces = build_all(modules, methods, name, dtype, generator)
     vectors = install_tokens(target, name, words, dtype)
     for component in modules:
         copies = {path: (module, make_copy(module)) for path, module in copied.get(component, {}).items()}
         install(modules[component], name, configs.get(component), parts.get(component, {}), copies,
-                vectors.get(component))  # fmt: skip
+                vectors.get(component), pieces.get(component))  # fmt: skip
         freeze_base(modules[component])
         _activate(modules[component], name, 1.0)
     return {component: list(layers) for component, layers in found.items()}
@@ -105,8 +117,23 @@ def get_adapter(target: Any, name: str = "default") -> Adapter:
     copies: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     bases: dict[str, dict[str, Any]] = {}
     tokens: dict[str, dict[str, torch.Tensor]] = {}
+    methods: dict[str, dict[str, Learned]] = {}
     for component, state in holders(target, name).items():
         installed = state.adapters[name]
+        if installed.pieces:
+            methods[component] = {
+                kind: Learned(
+                    piece.config, {key: t.detach().to("cpu", copy=True) for key, t in piece.tensors().items()}
+                )
+                for kind, piece in installed.pieces.items()
+            }
+        if installed.copies:
+            copies[component] = {
+                canonical_path(component, path): {
+                    key: value.detach().to("cpu", copy=True) for key, value in module.learned(name).state_dict().items()
+                }
+                for path, module in installed.copies.items()
+            }
         metadata.update(copy.deepcopy(installed.metadata))
         vectors = installed.vectors
         for word in vectors.words if vectors is not None else ():
@@ -119,14 +146,7 @@ def get_adapter(target: Any, name: str = "default") -> Adapter:
         components[component] = {
             canonical_path(component, path): _copied(layer.part(name)) for path, layer in installed.layers.items()
         }
-        if installed.copies:
-            copies[component] = {
-                canonical_path(component, path): {
-                    key: value.detach().to("cpu", copy=True) for key, value in module.learned(name).state_dict().items()
-                }
-                for path, module in installed.copies.items()
-            }
-    return Adapter(components, configs, metadata, copies=copies, tokens=tokens, bases=bases)
+    return Adapter(components, configs, metadata, copies=copies, tokens=tokens, methods=methods, bases=bases)
 
 
 def put_adapter(target: Any, tensors: Adapter | Mapping[str, torch.Tensor], name: str = "default") -> None:
@@ -164,11 +184,13 @@ def put_adapter(target: Any, tensors: Adapter | Mapping[str, torch.Tensor], name
         if vectors is not None:
             with torch.no_grad():
                 vectors.vectors.copy_(torch.cat([given.tokens[word][component] for word in vectors.words]))
+        for kind, piece in state.adapters[name].pieces.items():
+            piece.put(given.methods[component][kind].tensors)
 
 
 def adapter_parameters(target: Any, name: str = "default") -> dict[str, list[nn.Parameter]]:
     """{component: parameters of the adapter}, in a fixed order (A, B and DoRA's lengths of each layer, then those of
-    learned copies and of words): what an optimizer should get."""
+    learned copies, of words, and of other methods): what an optimizer should get."""
     found = {}
     for component, state in holders(target, name).items():
         installed = state.adapters[name]
@@ -176,6 +198,7 @@ def adapter_parameters(target: Any, name: str = "default") -> dict[str, list[nn.
         learned += [module.learned(name) for module in installed.copies.values()]
         learned += [installed.vectors] if installed.vectors is not None else []
         found[component] = [parameter for module in learned for parameter in module.parameters()]
+        found[component] += [parameter for piece in installed.pieces.values() for parameter in piece.parameters()]
     return found
 
 
@@ -213,16 +236,51 @@ def _activate(component: nn.Module, name: str, weight: float) -> None:
     state.apply()
 
 
-def _config_per_component(
-    target: Any, config: LoraConfig | Mapping[str, LoraConfig], components: Iterable[str] | None
-) -> dict[str, LoraConfig]:
-    if isinstance(config, LoraConfig):
-        return dict.fromkeys(choose_components(target, components), config)
-    if not isinstance(config, Mapping) or not config or not all(isinstance(c, LoraConfig) for c in config.values()):
-        raise ConfigError(f"config={config!r}: give a LoraConfig, or a dict of component name to LoraConfig")
+def build_all(
+    modules: Mapping[str, nn.Module],
+    methods: Mapping[str, Iterable[MethodConfig]],
+    name: str,
+    dtype: torch.dtype,
+    generator: torch.Generator | None = None,
+) -> dict[str, dict[str, Piece]]:
+    """{component: {kind: piece}}, attached and not acting; after an error nothing is left of any."""
+    made: dict[str, dict[str, Piece]] = {}
+    try:
+        for component, configs in methods.items():
+            for config in configs:
+                piece = build(modules[component], config, name, dtype=dtype, generator=generator)
+                made.setdefault(component, {})[config.kind] = piece
+    except Exception:
+        for pieces in made.values():
+            for piece in reversed(pieces.values()):
+                piece.remove()
+        raise
+    return made
+
+
+def _configs_per_component(target: Any, config: Any, components: Iterable[str] | None) -> dict[str, list[AnyConfig]]:
+    if not isinstance(config, Mapping):
+        return {component: _listed(config) for component in choose_components(target, components)}
+    if not config:
+        raise ConfigError("config is empty: give a config, or a dict of component name to config")
     if components is not None and set(components) != set(config):
         raise ConfigError(f"components={list(components)} and the keys of config, {list(config)}, differ: give one")
-    return dict(config)
+    return {component: _listed(one) for component, one in config.items()}
+
+
+def _listed(config: Any) -> list[AnyConfig]:
+    """One config or several, as a list. Raises ConfigError for anything else, and for two of a kind."""
+    listed = list(config) if isinstance(config, list | tuple) else [config]
+    wrong = [one for one in listed if not isinstance(one, LoraConfig | MethodConfig)]
+    if wrong or not listed:
+        raise ConfigError(
+            f"config={config!r}: give a LoraConfig or another method's config, a list of them, or a dict of component "
+            "name to these"
+        )
+    kinds = ["lora" if isinstance(one, LoraConfig) else one.kind for one in listed]
+    if len(set(kinds)) != len(kinds):
+        raise ConfigError(f"config has two of a kind ({', '.join(kinds)}): give each method once")
+    return listed
 
 
 def _check_patterns(configs: Mapping[str, LoraConfig], found: Mapping[str, Mapping[str, nn.Module]]) -> None:

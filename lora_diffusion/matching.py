@@ -17,7 +17,7 @@ from .targets import nearest_words, weighted_modules
 def component_for(source: str, adapter: Adapter, target: Any, modules: Mapping[str, nn.Module]) -> str:
     """A bare module of no particular kind takes an adapter of one component, whatever its name; and the reverse. One
     text encoder takes what was made for another: whether the widths fit is seen later."""
-    if isinstance(target, nn.Module) and len(adapter.layers()) == 1 and source not in modules:
+    if isinstance(target, nn.Module) and len({*adapter.layers(), *adapter.methods}) == 1 and source not in modules:
         (only,) = modules
         if BARE in (only, source) or all(name.startswith("text_encoder") for name in (only, source)):
             return only

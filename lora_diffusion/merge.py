@@ -12,7 +12,7 @@ from .components import components_of
 from .errors import AdapterMismatchError, ConfigError
 from .layers.quantised import is_quantised
 from .merge_layer import MergeAccount, MergeReport, merged_weight
-from .state import ComponentState, Merged, holders, refuse_copies, state_of, states, take_back
+from .state import ComponentState, Merged, holders, refuse_copies, refuse_pieces, state_of, states, take_back
 
 
 @torch.no_grad()
@@ -76,6 +76,7 @@ def _chosen(target: Any, names: str | Iterable[str] | None) -> dict[str, dict[st
         added = {name: state.weights.get(name, 1.0) for name in mine if name not in before}
         for name in added:
             refuse_copies({component: state}, name, "merged")
+            refuse_pieces({component: state}, name, "merged")
         if added:
             chosen[component] = {**before, **added}
     if not chosen:

@@ -33,6 +33,7 @@ class LoadReport:
     metadata: what its maker put into the file (for ours: base model, prompt, steps …).
     made_for: the base's name as the file gives it. base: {component: whether that is the base in hand: "same",
         "other weights", "other architecture" or "unknown"}, by fingerprint (see `fingerprint.py`).
+    methods: {component: kinds of methods other than low rank}.
     tokens: words that it brought; refused_tokens: {word: why not}. trigger_words: what to put into a prompt.
     intact: whether the tensors are those of the hash in the file; None where there is no hash.
     """
@@ -45,6 +46,7 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
     made_for: str | None = None
     base: dict[str, str] = field(default_factory=dict)
+    methods: dict[str, list[str]] = field(default_factory=dict)
     tokens: list[str] = field(default_factory=list)
     refused_tokens: dict[str, str] = field(default_factory=dict)
     trigger_words: list[str] = field(default_factory=list)
@@ -74,6 +76,7 @@ class LoadReport:
             for reason, count in Counter(part.unmatched.values()).most_common(3):
                 first = next(path for path, why in part.unmatched.items() if why == reason)
                 lines.append(f"    left out {count}, such as {first}: {reason}")
+        lines += [f"  {component}: {', '.join(kinds)}" for component, kinds in self.methods.items()]
         lines += [f"  word {printable(word)}" for word in self.tokens]
         lines += [f"  left out the word {printable(word)}: {reason}" for word, reason in self.refused_tokens.items()]
         lines += [f"  {line}" for line in (self._base(), self._prompt(), self._hash()) if line]

@@ -23,6 +23,7 @@ from .layers.host import check_not_hooked
 from .layers.learned_copy import CopiedModule, add_copy, remove_copy
 from .layers.rows import RowPlan
 from .layers.virtual_tokens import TokenVectors
+from .methods.piece import Piece
 from .tokens import uninstall_tokens
 
 _ATTRIBUTE = "_lora_diffusion"
@@ -34,6 +35,7 @@ class Installed:
 
     config: None where the adapter only brings words.
     copies: modules that it learns whole copies of, by path. vectors: of words that it brings or learns.
+    pieces: {kind: what a method other than low rank has put in}.
     base: fingerprint of the model that it was made for, where its file had one.
     gain: () float32, the adapter's weight where it acts and else 0; all its parts hold this one tensor.
     """
@@ -42,6 +44,7 @@ class Installed:
     layers: dict[str, Any]
     copies: dict[str, Any] = field(default_factory=dict)
     vectors: TokenVectors | None = None
+    pieces: dict[str, Piece] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] | None = None
     gain: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -74,6 +77,9 @@ class ComponentState:
                     module._acting = name
                 elif module._acting == name:
                     module._acting = None
+            if self.per_sample is None or self.disabled:
+                for piece in installed.pieces.values():
+                    piece.act(acting.get(name, 0.0))
         for layer, names in self._carriers:
             layer.set_weights({name: acting.get(name) for name in names})
         self._plan_rows()
@@ -94,6 +100,14 @@ class ComponentState:
             if here:
                 parts = tuple((layer.part(names[k]), layer.part(names[k]).scale) for k in here)
                 layer._rows = RowPlan(parts, choice[:, here] * weights[here], made)
+        for name, installed in self.adapters.items():
+            for piece in installed.pieces.values():
+                if rows is None:
+                    piece.act_in_rows(None)
+                elif name in names:
+                    piece.act_in_rows([self.weights.get(name, 1.0) * (row == name) for row in rows])
+                else:
+                    piece.act(0.0)
 
     def arrange(self, component: nn.Module) -> None:
         """Bring the lists of layers, and which of them share their input, in line with `adapters`."""
@@ -178,16 +192,18 @@ def install(
     parts: Mapping[str, tuple[nn.Module, LoraFactors]],
     copies: Mapping[str, tuple[nn.Module, nn.Module]] | None = None,
     vectors: TokenVectors | None = None,
+    pieces: Mapping[str, Piece] | None = None,
 ) -> None:
     """Put {path: (layer, part)} and {path: (module, learned copy)} into a component as the adapter `name`, inactive.
 
-    vectors: of its words, which `tokens.install_tokens` has put in place.
+    vectors: of its words, which `tokens.install_tokens` has put in place. pieces: which `methods.registry.build` has.
 
     Check with `check_layers` and `check_copyable` before.
     """
     copies = copies or {}
     layers = {path: layer for path, (layer, _) in parts.items()}
     installed = Installed(config, layers, {path: module for path, (module, _) in copies.items()}, vectors)
+    installed.pieces.update(pieces or {})
     for module, learned in copies.values():
         add_copy(module, name, learned)
     for layer, part in parts.values():
@@ -238,6 +254,13 @@ def refuse_copies(found: Mapping[str, ComponentState], name: str, what: str) -> 
             raise ConfigError(f"adapter {name!r} brings a whole module of its own for {path}, which cannot be {what}")
 
 
+def refuse_pieces(found: Mapping[str, ComponentState], name: str, what: str) -> None:
+    """Raises ConfigError if the adapter `name` has parts of other methods, for which `what` means nothing."""
+    for state in found.values():
+        for kind in state.adapters[name].pieces:
+            raise ConfigError(f"adapter {name!r} has a part of the kind {kind}, which cannot be {what}")
+
+
 def check_removable(component: nn.Module, name: str) -> None:
     """Raises AdapterMismatchError if hooks hide the forward of a layer that would get its own class back."""
     for path, layer in component.__dict__[_ATTRIBUTE].adapters[name].layers.items():
@@ -254,6 +277,9 @@ def remove(component: nn.Module, name: str) -> None:
     layers = state.adapters[name].layers
     for module in state.adapters[name].copies.values():
         remove_copy(module, name)
+    for piece in reversed(state.adapters[name].pieces.values()):
+        piece.act(0.0)
+        piece.remove()
     if state.adapters[name].vectors is not None:
         uninstall_tokens(component, name)
     for layer in layers.values():
@@ -275,6 +301,8 @@ def freeze_base(component: nn.Module) -> None:
     """Stop gradients to everything in the component but adapters; `remove` undoes it with the last adapter."""
     state = component.__dict__[_ATTRIBUTE]
     ours = {id(parameter) for parameter in _adapter_parameters(component)}
+    for installed in state.adapters.values():
+        ours |= {id(parameter) for piece in installed.pieces.values() for parameter in piece.parameters()}
     for path, parameter in component.named_parameters():
         if parameter.requires_grad and id(parameter) not in ours:
             parameter.requires_grad_(False)

@@ -35,6 +35,10 @@ def set_adapters(
         check_one_copy(state, names)
     everywhere = {component: _weights_for(component, names, weights, target) for component in states(target)}
     for component, state in states(target).items():
+        for name, weight in zip(names, everywhere[component]):
+            for piece in state.adapters[name].pieces.values() if name in state.adapters else ():
+                piece.check_weight(weight)
+    for component, state in states(target).items():
         state.weights = {name: w for name, w in zip(names, everywhere[component]) if name in state.adapters}
         state.apply()
 

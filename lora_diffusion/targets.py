@@ -11,6 +11,7 @@ from torch import nn
 from .config import LoraConfig, pattern_fits
 from .errors import AdapterMismatchError
 from .layers import LoraLinear, layer_kind, why_not
+from .methods.config import MethodConfig
 
 # Last parts of the module paths of attention projections: UNet (to_*), CLIP and Llama-like (*_proj), BERT-like
 # (query …), GPT-2 (c_attn, attn.c_proj), GPT-NeoX, Falcon and BLOOM (query_key_value), T5 (SelfAttention.q).
@@ -63,7 +64,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     return usable
 
 
-def find_copies(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
+def find_copies(model: nn.Module, config: LoraConfig | MethodConfig) -> dict[str, nn.Module]:
     """{path: module} of what `modules_to_save` names: whole paths or suffixes of one.
 
     Raises AdapterMismatchError for a name that matches nothing, with the nearest names, and for modules that lie in

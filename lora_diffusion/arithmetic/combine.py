@@ -134,6 +134,9 @@ def _common_form(layers: list[LowRank], where: str) -> Form:
 
 def _refuse_copies(adapters: Iterable[Adapter]) -> None:
     for adapter in adapters:
+        for component, learned in adapter.methods.items():
+            for kind in learned:
+                raise AdapterMismatchError(f"an adapter brings a {kind} part for {component}, which has no sum")
         for component, modules in adapter.copies.items():
             for path in modules:
                 raise AdapterMismatchError(

@@ -61,6 +61,7 @@ def resize(
     metadata["resized"] = {name: value for name, value in what.items() if value is not None}
     foreign = {key: value for key, value in adapter.foreign.items() if not key.startswith(_OUTDATED)}
     result = derived(fits, metadata, foreign, adapter.notes, copies=copy.deepcopy(adapter.copies))
+    result.adapter.methods = copy.deepcopy(adapter.methods)
     result.adapter.tokens, result.adapter.bases = copy.deepcopy(adapter.tokens), copy.deepcopy(adapter.bases)
     return result
 

@@ -12,6 +12,9 @@ diffusers loads the rest of such a file and warns of these.
 Words that the adapter brings are `lora_tokens.<word>.<component>`, (vectors, dim), ours too: diffusers, which reads by
 component, does not look at them.
 
+What a method other than low rank has learned is `<component>.adapter_parts.<kind>.<tensor>`, with its config in our own
+description.
+
 There are no alpha tensors. Scales come from the JSON under `lora_adapter_metadata` (diffusers ≥ 0.34), with keys
 `<component>.<LoraConfig field>`; without it alpha equals the rank. Because tools drop that metadata, what is written
 has every scale multiplied into B, and says alpha = rank: losing the metadata changes nothing. Nor may ranks differ
@@ -30,10 +33,11 @@ from typing import Any
 
 import torch
 
-from ..adapter import COPY, Adapter, LowRank, inferred_config
+from ..adapter import COPY, PARTS, Adapter, Learned, LowRank, inferred_config
 from ..components import COMPONENTS, canonical_path
 from ..config import is_number
 from ..errors import AdapterFormatError
+from .own import method_configs
 from .pairs import Half, read_pairs
 from .source import Source
 
@@ -48,12 +52,13 @@ _SPELLINGS = {
 _MAGNITUDE = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 _NOT_BUILT = {".lora_B.bias": "a LoRA bias", ".lora_A.bias": "a LoRA bias"}
 _COPY = re.compile(rf"({'|'.join(COMPONENTS)})\.(.+?)\.{COPY}\.(.+)")
+_PART = re.compile(rf"({'|'.join(COMPONENTS)})\.{PARTS}\.(\w+)\.(.+)")
 _TOKEN = re.compile(rf"lora_tokens\.(.+)\.({'|'.join(COMPONENTS)})")
 _LITERAL = re.compile(r"\^?[\w.\\-]+\$?")
 
 
 def recognise(file: Source) -> bool:
-    return any(_half(name) is not None or _TOKEN.fullmatch(name) for name in file.tensors)
+    return any(_half(name) is not None or _TOKEN.fullmatch(name) or _PART.fullmatch(name) for name in file.tensors)
 
 
 def read(file: Source) -> Adapter:
@@ -62,9 +67,10 @@ def read(file: Source) -> Adapter:
     magnitudes: dict[str, tuple[str, str]] = {}
     copies: dict[str, tuple[str, str, str]] = {}
     words = {name: place for name in file.tensors if (place := _TOKEN.fullmatch(name))}
+    parts = {name: place for name in file.tensors if (place := _PART.fullmatch(name))}
     for name in file.tensors:
         half, lengths, copied = _half(name), _magnitude(name), _COPY.fullmatch(name)
-        if name in words:
+        if name in words or name in parts:
             continue
         if half is not None:
             halves[name] = half
@@ -81,14 +87,22 @@ def read(file: Source) -> Adapter:
     for name in words:
         if len(file.tensors[name].shape) != 2:
             raise file.error(f"has {name} with shape {list(file.tensors[name].shape)}; (vectors, dim) is known")
-    values = file.read([*copies, *words])
+    methods = method_configs(file)
+    for name, place in parts.items():
+        if (place[1], place[2]) not in methods:
+            raise file.error(f"has {name}, and does not say how that part was made")
+    values = file.read([*copies, *words, *parts])
     learned: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     for name, (component, path, tensor) in copies.items():
         learned.setdefault(component, {}).setdefault(path, {})[tensor] = values[name]
     tokens: dict[str, dict[str, torch.Tensor]] = {}
     for name, place in words.items():
         tokens.setdefault(place[1], {})[place[2]] = values[name]
-    return Adapter(components, configs, copies=learned, tokens=tokens)
+    made: dict[str, dict[str, Learned]] = {}
+    for (component, kind), config in methods.items():
+        mine = {place[3]: values[name] for name, place in parts.items() if (place[1], place[2]) == (component, kind)}
+        made.setdefault(component, {})[kind] = Learned(config, mine)
+    return Adapter(components, configs, copies=learned, tokens=tokens, methods=made)
 
 
 def write(adapter: Adapter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -115,6 +129,9 @@ def write(adapter: Adapter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             tensors.update({f"{component}.{path}.{COPY}.{name}": value for name, value in values.items()})
     for word, vectors in adapter.tokens.items():
         tensors.update({f"lora_tokens.{word}.{component}": vector for component, vector in vectors.items()})
+    for component, learned in adapter.methods.items():
+        for kind, part in learned.items():
+            tensors.update({f"{component}.{PARTS}.{kind}.{name}": value for name, value in part.tensors.items()})
     return tensors, {"format": "pt", METADATA_KEY: json.dumps(described, sort_keys=True)}
 
 

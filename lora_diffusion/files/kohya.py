@@ -143,6 +143,7 @@ def _refuse_what_has_no_place(adapter: Adapter) -> None:
         (adapter.tokens, "learned words", "format='diffusers' has"),
         (adapter.copies, "whole modules (modules_to_save)", "format='diffusers' has"),
         (adapter.prompts, "virtual tokens of a language model", "format='peft' has"),
+        (adapter.methods, "methods other than low rank", "format='diffusers' has"),
     ):
         if held:
             raise AdapterFormatError(

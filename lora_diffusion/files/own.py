@@ -1,6 +1,7 @@
 """Our own description inside a file, whatever its dialect: one JSON string under one name that other tools skip.
 
     {"version": 1, "config": {component: LoraConfig fields}, "metadata": {…},
+     "methods": {component: [MethodConfig fields, …]},
      "base": {component: fingerprint}, "sha256": of the tensors}
 
 It only describes. What is not understood becomes a note, not an error; the tensors and their scales decide.
@@ -19,6 +20,8 @@ import torch
 from ..adapter import Adapter, LowRank
 from ..config import LoraConfig
 from ..errors import ConfigError
+from ..methods.config import MethodConfig
+from ..methods.registry import config_from_dict
 from .safetensors_file import TensorFile, tensor_bytes, word_of
 from .source import Source
 
@@ -28,9 +31,11 @@ OWN_VERSION = 1
 
 def described(adapter: Adapter, tensors: Mapping[str, torch.Tensor]) -> str:
     """The string for a file that holds `tensors`. Raises ConfigError for metadata that is not JSON."""
+    methods = {c: [one.config.to_dict() for one in learned.values()] for c, learned in adapter.methods.items()}
     value = {
         "version": OWN_VERSION,
         "config": {component: config.to_dict() for component, config in adapter.configs.items()},
+        **({"methods": methods} if methods else {}),
         "metadata": adapter.metadata,
         "base": adapter.bases,
         "sha256": _digest(tensors),
@@ -41,6 +46,25 @@ def described(adapter: Adapter, tensors: Mapping[str, torch.Tensor]) -> str:
         raise ConfigError(
             f"metadata: only finite numbers, strings, lists and dicts can go into a file ({error})"
         ) from None
+
+
+def method_configs(source: Source) -> dict[tuple[str, str], MethodConfig]:
+    """{(component, kind): config} of the methods other than low rank.
+
+    Raises AdapterFormatError: without its config, what a method has learned means nothing.
+    """
+    value = (_parsed(source.metadata[OWN_KEY]) or {}) if OWN_KEY in source.metadata else {}
+    methods = value.get("methods", {})
+    found: dict[tuple[str, str], MethodConfig] = {}
+    for component, configs in methods.items() if isinstance(methods, dict) else ():
+        for fields in configs if isinstance(configs, list) else ():
+            try:
+                config = config_from_dict(fields)
+            except (ConfigError, AttributeError, TypeError) as error:
+                reason = ascii(str(error))[1:-1][:200]
+                raise source.error(f"has a config of {component!a} that is not understood: {reason}") from None
+            found[component, config.kind] = config
+    return found
 
 
 def describe(source: Source, adapter: Adapter) -> None:

@@ -52,6 +52,9 @@ def write_folder(adapter: Adapter, path: Path) -> None:
     if adapter.tokens:
         word = ascii(next(iter(adapter.tokens)))
         raise AdapterFormatError(f"{path}: not written, PEFT has no place for learned words such as {word}")
+    for learned in adapter.methods.values():
+        for kind in learned:
+            raise AdapterFormatError(f"{path}: not written, PEFT has no place for {kind}; format='diffusers' has")
     kinds = (adapter.components, adapter.copies, adapter.prompts)
     components = list(dict.fromkeys(name for kind in kinds for name, held in kind.items() if held))
     if not components:
