@@ -10,6 +10,7 @@ import torch
 
 from lora_diffusion.errors import ConfigError, ModelNotFoundError
 from train.families import FAMILIES, Family, supported
+from train.packed import suit_cpu
 from train.pocket import pocket_dir
 from train.quantise import check_quantize, quantise
 
@@ -123,6 +124,7 @@ def load_pipeline(
         quantise(getattr(pipeline, part), str(quantize), precision=PRECISIONS[precision], device=device)
     if torch.device(device).type == "cpu":  # convolutions on CPU are a good deal faster this way
         pipeline.vae.to(memory_format=torch.channels_last)
+        suit_cpu(family.denoiser_of(pipeline))
     return pipeline.to(device)
 
 

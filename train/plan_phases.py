@@ -32,7 +32,7 @@ from train.dreambooth_learn import build_learner
 from train.families import Prompts
 from train.latents import ENCODE_BATCH
 from train.models import PRECISIONS
-from train.packed import packed_sizes, packs
+from train.packed import can_be_packed, packed_sizes, packs
 from train.plan_models import Blueprint
 
 LOADING, CLASS_PICTURES, ENCODING, TRAINING, PREVIEWS, SAVING = PHASES = (
@@ -288,13 +288,16 @@ class _Work:
         quantize = None if own or self.real else self.config.quantize
         stored = self.family.trained(text_encoders=self.config.train_text_encoder) if quantize else []
         kept = self.real and not own
-        return {
-            name: fake_copy(
-                module, self.mode, None if kept else precision, quantize if name in stored else None,
-                channels_last=not self.on_gpu and name == "vae",
-            )
-            for name, module in self.model.modules.items()
-        }  # fmt: skip
+
+        def copy_of(name: str, channels_last: bool) -> nn.Module:
+            dtype, bits = None if kept else precision, quantize if name in stored else None
+            return fake_copy(self.model.modules[name], self.mode, dtype, bits, channels_last=channels_last)
+
+        fakes = {name: copy_of(name, not self.on_gpu and name == "vae") for name in self.model.modules}
+        denoiser = self.family.denoiser
+        if not self.on_gpu and not any(map(can_be_packed, fakes[denoiser].modules())):
+            fakes[denoiser] = copy_of(denoiser, True)
+        return fakes
 
     def _vae(self, dtype: torch.dtype) -> Any:
         return fake_copy(self.model.modules["vae"], self.mode, dtype, channels_last=not self.on_gpu)

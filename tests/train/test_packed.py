@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from train.packed import can_be_packed, packed, packed_sizes
+from train import packed as module_under_test
+from train.packed import WORTH, can_be_packed, packed, packed_sizes, suit_cpu
+
+
+@pytest.fixture(autouse=True)
+def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_under_test, "WORTH", 1)
 
 
 def convolution(**changes: object) -> nn.Conv2d:
@@ -77,3 +83,12 @@ def test_only_the_size_that_it_trains_with_is_packed() -> None:
     with packed(module):
         at_once = module(x)
     assert torch.equal(after_a_picture, at_once)
+
+
+def test_small_convolutions_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_under_test, "WORTH", WORTH)
+    small, large = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(256, 256, 3, padding=1)
+    for module in (small, large):
+        suit_cpu(module.requires_grad_(False))
+    assert not can_be_packed(small) and small.weight.is_contiguous(memory_format=torch.channels_last)
+    assert can_be_packed(large) and large.weight.is_contiguous()
