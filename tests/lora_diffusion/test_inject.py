@@ -141,7 +141,7 @@ def test_a_failed_add_leaves_nothing_behind(tiny_pipeline: Any, bits: Run) -> No
         ({"config": ld.LoraConfig(), "components": ["vae"]}, "no component 'vae'; it has unet, text_encoder"),
         ({"config": ld.LoraConfig(), "components": []}, "empty"),
         ({"config": {"unet": ld.LoraConfig()}, "components": ["text_encoder"]}, "differ"),
-        ({"config": {}}, "give a LoraConfig"),
+        ({"config": {}}, "config is empty"),
         ({"config": {"r": 4}}, "give a LoraConfig"),
         ({"config": ld.LoraConfig(rank_pattern={"to_qq": 3})}, "rank_pattern: 'to_qq' fits no targeted module"),
         ({"config": ld.LoraConfig(), "dtype": torch.int8}, "floating-point"),
