@@ -48,11 +48,25 @@ COMMANDS = {
             "train.dreambooth_config:UNSUPPORTED_FLAGS",
         ),
         Command(
+            "text",
+            "train an adapter of a language model on rows of text",
+            "train.text_config:TextConfig",
+            "app.commands:text",
+            "train.text_config:UNSUPPORTED_FLAGS",
+        ),
+        Command(
             "plan",
             "say how much memory a training will take, whether it fits on a card, and what would make it fit",
             "train.plan_config:PlanConfig",
             "app.plan_command:plan",
             "train.dreambooth_config:UNSUPPORTED_FLAGS",
+        ),
+        Command(
+            "plan text",
+            "the same for a text run",
+            "train.text_plan_config:TextPlanConfig",
+            "app.text_plan_command:plan_text",
+            "train.text_config:UNSUPPORTED_FLAGS",
         ),
         Command(
             "sample",
@@ -143,7 +157,8 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"{PROGRAM} {_version()}")
         return 0
-    name, rest = arguments[0], arguments[1:]
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    name, rest = " ".join(arguments[:words]), arguments[words:]
     if name not in COMMANDS:
         raise ConfigError(f"there is no subcommand {name!r}{nearest(name, COMMANDS) or '; see lora-diffusion --help'}")
     command = COMMANDS[name]
@@ -170,7 +185,7 @@ def overview() -> str:
         [
             f"usage: {PROGRAM} SUBCOMMAND [--flag value …]",
             "",
-            "Adapters for diffusion models: train one of your own subject, use it in any Stable Diffusion tool.",
+            "Adapters for diffusion and language models: train one on your own photos or texts, use it in any tool.",
             "",
             "subcommands:",
             *rows,

@@ -12,6 +12,7 @@ from typing import Any
 from train.demo_config import DemoConfig
 from train.dreambooth_config import DreamBoothConfig
 from train.sample_config import SampleConfig
+from train.text_config import TextConfig
 
 
 def dreambooth(config: DreamBoothConfig, debug: bool) -> int:
@@ -38,6 +39,30 @@ def dreambooth(config: DreamBoothConfig, debug: bool) -> int:
         f"try: lora-diffusion sample --model {_quoted(model)} --adapter {_quoted(str(result.adapter))} "
         f"--prompt {_quoted(config.instance_prompt)}"
     )
+    return 0
+
+
+def text(config: TextConfig, debug: bool) -> int:
+    """`lora-diffusion text`."""
+    from train.text_checks import validate
+
+    validate(config)  # before torch is loaded: most mistakes are answered at once
+    with _job(debug) as (console, stop):
+        from train.distributed import launched_as
+        from train.text import train
+
+        result = train(config, on_event=console, should_stop=stop)
+    if launched_as() > 0:  # process 0 speaks for all
+        return stop.exit_code
+    print(f"adapter: {result.adapter}")
+    if result.best:
+        print(f"best: {result.best} (step {result.best_step})")
+    if result.stopped:
+        print(f"stopped after step {result.steps}; the same command with --resume_from_checkpoint latest goes on")
+        return stop.exit_code
+    for part, figures in result.figures.items():
+        print(f"{part}: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
+    print(f"{result.steps} steps in {result.seconds_training:.0f} s, {result.seconds:.0f} s in all")
     return 0
 
 

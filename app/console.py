@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 Event = dict[str, Any]
 PLAIN_SECONDS = 10.0  # time between two lines of progress where there is no terminal
+PREVIEW_LENGTH = 400  # characters of a row that is shown
 SMOOTHING = 0.95  # the loss of single timesteps jumps; what is shown is a running mean
 
 
@@ -56,6 +57,24 @@ class Console:
                 f"training on {event['photos']} photos at {event['resolution']} px: {event['max_steps']} steps of "
                 f"{event['model']} on {event['device']} in {precision}{resumed}"
             )
+
+        if event.get("recipe") == "text":
+            precision = {"no": "fp32"}.get(event["precision"], event["precision"])
+            resumed = f", going on from step {event['resumed_from']}" if event.get("resumed_from") else ""
+            share = 100 * event["learned_parameters"] / max(event["model_parameters"], 1)
+            self.say(
+                f"{event['method']} for {event['task']}: {event['max_steps']} steps of {event['model']} on "
+                f"{event['device']} in {precision}, {event['learned_parameters']:,} learned parameters "
+                f"({share:.2f} %){resumed}"
+            )
+
+    def _on_preview(self, event: Event) -> None:
+        for row in event["rows"]:
+            self.say(f"  {row if len(row) <= PREVIEW_LENGTH else row[: PREVIEW_LENGTH - 1] + '…'}")
+
+    def _on_metrics(self, event: Event) -> None:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in event["figures"].items())
+        self.say(f"step {event['step']}, {event['part']}: {figures}{', best so far' if event.get('best') else ''}")
 
     def _on_plan(self, event: Event) -> None:
         self.say(f"memory: about {event['peak'] / 2**30:.1f} GiB at the most ({event['phase']})")

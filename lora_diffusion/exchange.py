@@ -25,7 +25,9 @@ from .inject import build_all, get_adapter
 from .layers import LoraFactors
 from .layers.learned_copy import check_copyable, make_copy
 from .matching import component_for, match_component, mismatch
+from .methods.peft_prompts import with_methods, with_prompts
 from .methods.piece import Piece
+from .methods.prompt_given import config_of_given
 from .report import LoadReport, SaveReport
 from .state import (
     adapter_names,
@@ -71,7 +73,7 @@ def load_adapter(
     All or nothing: after an AdapterFormatError, AdapterMismatchError or ConfigError the target is as it was.
     """
     origin = None if isinstance(path, Adapter) else str(Path(path))
-    adapter = path if isinstance(path, Adapter) else read_adapter(path)
+    adapter = with_methods(path if isinstance(path, Adapter) else read_adapter(path))
     modules = components_of(target)
     if hotswap:
         name = name or "default"
@@ -156,15 +158,14 @@ def save_adapter(
     for component in dict.fromkeys([*adapter.components, *adapter.methods, *words]):
         if component not in adapter.bases:  # a base in shards can no longer be read, and has been before
             adapter.bases[component] = fingerprint(component, modules[component])
+    if format == "peft":
+        adapter = with_prompts(adapter, modules)
     write_adapter(adapter, path, format, metadata)
     return SaveReport(str(path), format, adapter.layer_count(), layers_without_effect(adapter))
 
 
 def _refuse_what_has_no_place(adapter: Adapter, origin: str, hotswap: bool) -> None:
     """Raises AdapterMismatchError for what this version cannot put into a model, or not in place."""
-    if adapter.prompts:
-        kinds = ", ".join(sorted({prompt.kind for prompt in adapter.prompts.values()}))
-        raise AdapterMismatchError(f"{origin} holds virtual tokens ({kinds}), which this version only reads and writes")
     if adapter.layer_count() == 0 and not adapter.tokens and not adapter.methods:
         raise AdapterMismatchError(f"{origin} holds no layers: there is nothing to load")
     if hotswap and (adapter.copies or adapter.tokens or adapter.methods):
@@ -231,7 +232,10 @@ def _pieces(
     for component, source in sources.items():
         if component not in modules:
             raise AdapterMismatchError(f"the adapter is for {source}, which the target does not have")
-    configs = {c: [learned.config for learned in adapter.methods[source].values()] for c, source in sources.items()}
+    configs = {
+        component: [config_of_given(learned, modules[component]) for learned in adapter.methods[source].values()]
+        for component, source in sources.items()
+    }
     pieces = build_all(modules, configs, name, dtype)
     try:
         for component, source in sources.items():

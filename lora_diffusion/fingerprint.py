@@ -68,6 +68,9 @@ def _weights(component: str, module: nn.Module) -> Iterator[tuple[str, torch.Ten
     """(canonical name, weight) of the base's own weights: without learned copies, and as before a merge."""
     state = state_of(module)
     own = {id(layer): weight for layer, weight, _ in state.merged.weights} if state is not None and state.merged else {}
+    for installed in state.adapters.values() if state is not None else ():
+        for piece in installed.pieces.values():
+            own.update({id(owner): weight for owner, weight in piece.base_weights()})
     for path, part in module.named_modules():
         weight = own.get(id(part), part._parameters.get("weight"))
         if weight is not None and weight.ndim >= 2 and ".copy_" not in f".{path}":

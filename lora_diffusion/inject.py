@@ -262,7 +262,7 @@ def _configs_per_component(target: Any, config: Any, components: Iterable[str] |
     if not isinstance(config, Mapping):
         return {component: _listed(config) for component in choose_components(target, components)}
     if not config:
-        raise ConfigError("config is empty: give a LoraConfig or another method's config, or a dict of component name to these")
+        raise ConfigError("config is empty: give a method's config, or a dict of component name to configs")
     if components is not None and set(components) != set(config):
         raise ConfigError(f"components={list(components)} and the keys of config, {list(config)}, differ: give one")
     return {component: _listed(one) for component, one in config.items()}

@@ -95,6 +95,10 @@ def _merge_component(
     out: list[tuple[nn.Module, nn.Parameter, nn.Parameter]] = []
     account = MergeAccount()
     for path, layer in layers.values():
+        for name, installed in state.adapters.items():
+            if any(piece.replaces(layer) for piece in installed.pieces.values()):
+                raise ConfigError(f"adapter {name!r} learns {component}.{path} itself, which cannot be merged into as "
+                                  "well: delete it first")  # fmt: skip
         base = own.get(id(layer), layer._parameters["weight"])
         if is_quantised(base):
             raise AdapterMismatchError(f"{component}.{path} has quantised weights, which nothing can be added to: "

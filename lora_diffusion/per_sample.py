@@ -31,10 +31,10 @@ def adapters_per_sample(target: Any, names: Sequence[str | None]) -> Iterator[No
             _refuse_dora(name, state.adapters[name].layers, state)
     concerned = list(states(target).values())
     before = [state.per_sample for state in concerned]
-    for state in concerned:
-        state.per_sample = rows
-        state.apply()
     try:
+        for state in concerned:
+            state.per_sample = rows
+            state.apply()
         yield
     finally:
         for state, earlier in zip(concerned, before):

@@ -64,8 +64,9 @@ def disable_adapters(target: Any) -> Iterator[None]:
     concerned = list(states(target).values())
     for state in concerned:
         state.disabled += 1
-        state.apply()
     try:
+        for state in concerned:
+            state.apply()
         yield
     finally:
         for state in concerned:

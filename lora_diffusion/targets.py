@@ -15,10 +15,10 @@ from .methods.config import MethodConfig
 
 # Last parts of the module paths of attention projections: UNet (to_*), CLIP and Llama-like (*_proj), BERT-like
 # (query …), GPT-2 (c_attn, attn.c_proj), GPT-NeoX, Falcon and BLOOM (query_key_value), T5 (SelfAttention.q).
-_QV = r"to_q|to_v|q_proj|v_proj|query|value|query_key_value|c_attn|(Self|EncDec)Attention\.[qv]"
+_QV = r"to_q|to_v|q_proj|v_proj|query|value|query_proj|value_proj|query_key_value|c_attn|(Self|EncDec)Attention\.[qv]"
 _QKVO = (
     rf"{_QV}|to_k|to_out\.0|k_proj|out_proj|o_proj|key|attention\.output\.dense|attention\.dense|self_attention\.dense"
-    r"|attn\.c_proj|(Self|EncDec)Attention\.[ko]"
+    r"|key_proj|attn\.c_proj|(Self|EncDec)Attention\.[ko]"
 )
 PRESETS = {
     "attention": re.compile(rf"(.*\.)?({_QKVO})"),

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from lora_diffusion.errors import ConfigError, LoraDiffusionError, TrainingError
+from lora_diffusion.errors import ConfigError
 from train.best import judges_of
 from train.buckets import bucket_sizes
 from train.config import to_dict
@@ -31,13 +31,15 @@ from train.dreambooth_checks import validate
 from train.dreambooth_config import DEFAULT_STEPS, DreamBoothConfig
 from train.dreambooth_data import StoppedEarly, read_photos
 from train.dreambooth_learn import text_states, weighting_of
-from train.dreambooth_run import Result, Run, seconds_since
-from train.dreambooth_save import Saver, check_same_run, deciding
+from train.dreambooth_run import Result, Run
+from train.dreambooth_save import Saver
 from train.families import family_of
 from train.memory import MemoryMeter
 from train.models import load_pipeline, resolve_device, resolve_precision
 from train.objective import objective_of
 from train.record import OnEvent, RunFolder
+from train.running import seconds_since, told
+from train.saving import check_same_run, deciding
 from train.shards import check_sharding
 from train.trackers import Trackers, check_trackers
 
@@ -109,35 +111,21 @@ def _train(
     weighting_of(config).check(objective.prediction)
     text_states(config, pipe, photos)  # a text too long shows itself here
     if checkpoint is not None:
-        check_same_run(checkpoint, config, world.size)
+        check_same_run(checkpoint, config, world.size, saver.units)
     resumed = {"the checkpoint": checkpoint and checkpoint.name, "PyTorch's version": str(torch.__version__)}
     world.agree({**{f"--{name}": value for name, value in deciding(config).items()}, "--fsdp": config.fsdp, **resumed})
     folder.open(to_dict(config), fresh=checkpoint is None, overwrite=config.overwrite)
     world.wait()  # what an earlier run left is gone
     run = Run(config, pipe, folder, saver, device, meter, should_stop, judges, world)
-    try:
+    with told(folder, lambda: _out_of_memory(config)):
         tracking = Trackers(trackers if world.main else [], folder.path / config.logging_dir, to_dict(config))
         try:
             return run.go(photos, objective, checkpoint, tracking, started)
+        except StoppedEarly:
+            folder.emit("end", stopped=True, step=0, adapter=None, seconds=seconds_since(started))
+            return Result(folder.path, None, 0, math.nan, True, 0.0, seconds_since(started), meter.peak())
         finally:
             tracking.finish()
-    except StoppedEarly:
-        folder.emit("end", stopped=True, step=0, adapter=None, seconds=seconds_since(started))
-        return Result(folder.path, None, 0, math.nan, True, 0.0, seconds_since(started), meter.peak())
-    except LoraDiffusionError as problem:
-        folder.emit("error", message=str(problem))
-        raise
-    except (torch.OutOfMemoryError, MemoryError) as problem:
-        folder.emit("error", message="out of memory")
-        raise TrainingError(_out_of_memory(config)) from problem
-    except OSError as problem:
-        folder.emit("error", message=str(problem))
-        raise TrainingError(
-            f"a file could not be read or written: {problem}; after that is mended, go on with "
-            "--resume_from_checkpoint latest"
-        ) from problem
-    finally:
-        folder.close()
 
 
 def resolve(config: DreamBoothConfig, pipe: Any, photo_count: int, processes: int = 1) -> DreamBoothConfig:

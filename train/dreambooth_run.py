@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import lora_diffusion as ld
-from lora_diffusion.errors import TrainingError
-from train import loop, prior
+from train import prior, running
 from train.best import Best
 from train.distributed import ALONE, World, digest
 from train.dreambooth_config import DreamBoothConfig, learns_text
 from train.dreambooth_data import encode_data, prepare_class_images
 from train.dreambooth_learn import BatchLoss, advice, build_learner, rank_beyond_width, rest_word, text_states
-from train.dreambooth_save import BEST_FILE, Saver, model_label
+from train.dreambooth_save import Saver
 from train.encoders import Encoders
 from train.families import family_of
 from train.images import read_image
@@ -30,52 +27,31 @@ from train.objective import Objective, with_zero_snr
 from train.packed import packed, packs
 from train.preview import Preview, encoder_alone, taking_turns
 from train.record import RunFolder
+from train.running import seconds_since
+from train.saving import BEST_FILE, model_label
 from train.shards import shard
 from train.trackers import Trackers
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a run left behind.
+class Result(running.Result):
+    """What a run left behind: `train.running.Result`, and samples: previews, in order."""
 
-    Attributes:
-        output_dir: the run's folder.
-        adapter: the adapter file; None if the run was stopped before it had taken a step.
-        steps: optimizer steps in the adapter, resumed ones included.
-        loss: mean over the last steps (up to 50) of this process; NaN if it took none.
-        stopped: `should_stop` ended the run early; a checkpoint was saved.
-        seconds_training: in the loop, previews and checkpoints included.
-        seconds: in all, loading and encoding included.
-        peak_memory_bytes: see `train.memory`.
-        samples: previews, in order.
-        best, best_step: with `keep_best`, the adapter of the step whose previews were judged best.
-    """
-
-    output_dir: Path
-    adapter: Path | None
-    steps: int
-    loss: float
-    stopped: bool
-    seconds_training: float
-    seconds: float
-    peak_memory_bytes: int
     samples: tuple[Path, ...] = ()
-    best: Path | None = None
-    best_step: int | None = None
 
 
-class Run:
-    """One call of `train`, after everything that could be refused has been checked."""
+class Run(running.Running):
+    """One call of `train.dreambooth.train`, after everything that could be refused has been checked."""
+
+    saver: Saver
 
     def __init__(
         self, config: DreamBoothConfig, pipe: Any, folder: RunFolder, saver: Saver, device: torch.device,
         meter: MemoryMeter, should_stop: Callable[[], bool], judges: Encoders | None = None, world: World = ALONE,
     ) -> None:  # fmt: skip
-        self.config, self.pipe, self.folder, self.saver, self.world = config, pipe, folder, saver, world
-        self.device, self.meter, self.should_stop = device, meter, should_stop
+        super().__init__(config, folder, saver, device, meter, should_stop, world)
+        self.pipe = pipe
         self.samples: list[Path] = []
-        self.losses: list[float] = []
-        self.last_step = config.max_train_steps or 0
         self.preview = _preview(config)
         self.judges = judges
         self.best: Best | None = None
@@ -91,10 +67,7 @@ class Run:
             max_steps=self.last_step, resumed_from=start_step or None, torch=torch.__version__,
             **({"processes": self.world.size} if self.world.size > 1 else {}),
         )  # fmt: skip
-        for message in self.saver.passed_over:
-            folder.emit("warning", message=message)
-        if config.resume_from_checkpoint == "latest" and checkpoint is None:
-            folder.emit("note", message=f"no checkpoint in {folder.checkpoints} yet: starting from the beginning")
+        self.say_how_it_begins(checkpoint)
         pictures = config.with_prior_preservation and config.prior_mode == "pictures"
         if not pictures and config.class_data_dir is not None:
             unused = "without --with_prior_preservation and --prior_mode pictures"
@@ -134,42 +107,23 @@ class Run:
             self.world.agree({"the pictures": data.fingerprint, "the adapter's first values": first})
         self._find_best(photos, learner, start_step)
         denoiser = family_of(pipe).denoiser_of(pipe)
-        end, seconds = self._loop(
+        end, seconds = self.take_steps(
             BatchLoss(
                 config, denoiser, objective, data, texts, self.device, base=lambda: ld.disable_adapters(pipe)
             ),
             learner, start_step, tracking,
         )  # fmt: skip
-        if end.stopped and folder.checkpoints.joinpath(f"step-{end.step}") not in folder.checkpoints.glob("step-*"):
-            self._checkpoint(end.step, learner)
-        self._check_finite(learner, end.step)
-        adapter = folder.adapter_file
+        self.save_result(end.step, learner)
         if self.world.main:
-            with learner.averaged():
-                self.saver.save_adapter(end.step)
             self.saver.save_card(end.step, self.samples)
-        if self.saver.report is not None and self.saver.report.without_effect:
-            folder.emit("warning", message=str(self.saver.report))
-        mean = sum(self.losses[-50:]) / max(1, len(self.losses[-50:])) if self.losses else math.nan
+        best = None if self.best is None else self.best.best
         result = Result(
-            folder.path,
-            adapter,
-            end.step,
-            mean,
-            end.stopped,
-            seconds,
-            seconds_since(started),
-            self.meter.peak(),
-            tuple(self.samples),
-            *((None, None) if self.best is None or self.best.best is None else (self.best.file, self.best.best.step)),
-        )
-        if config.push_to_hub and not end.stopped and self.world.main:
-            folder.emit("note", message=f"uploaded to {self.saver.push()}")
-        folder.emit(
-            "end", **{k: v for k, v in _plain(result).items() if k not in ("samples", "output_dir")}, step=end.step,
-            skipped_steps=end.skipped, planned_memory_bytes=planned,
+            folder.path, folder.adapter_file, end.step, self.mean_loss(), end.stopped, seconds,
+            seconds_since(started), self.meter.peak(),
+            best=None if best is None or self.best is None else self.best.file,
+            best_step=None if best is None else best.step, samples=tuple(self.samples),
         )  # fmt: skip
-
+        self.finish(result, end.skipped, planned)
         return result
 
     def _plan(self, photos: Any, pictures: bool) -> int | None:
@@ -193,97 +147,21 @@ class Run:
         self.folder.emit("plan", **plan.to_dict())
         return plan.peak
 
-    def _loop(
-        self, micro_losses: BatchLoss, learner: Learner, start_step: int, tracking: Trackers
-    ) -> tuple[loop.LoopEnd, float]:
-        config = self.config
-        settings = loop.LoopSettings(
-            self.last_step, config.seed, config.gradient_accumulation_steps, config.max_grad_norm
-        )
+    def settle(self, step: int) -> None:
+        rest_word(self.config, self.pipe, step)
 
-        def on_step(report: loop.StepReport) -> None:
-            values = self._report(report)
-            self.folder.emit("step", **values)
-            tracking.log({k: v for k, v in values.items() if isinstance(v, float)}, report.step)
+    def watch(self, step: int, learner: Learner) -> None:
+        if self.preview is not None and self.preview.due(step, self.last_step):
+            self._draw(step, learner)
 
-        def after_step(step: int) -> None:
-            rest_word(config, self.pipe, step)
-            if step % config.checkpointing_steps == 0 or step == self.last_step:
-                self._checkpoint(step, learner)
-            if self.preview is not None and self.preview.due(step, self.last_step):
-                self._draw(step, learner)
+    def further_rates(self, rates: dict[str, float]) -> dict[str, float]:
+        own = {f"{name}_lr": rates[name] for name in ("text_encoder", "text_encoder_2") if name in rates}
+        return {**own, **super().further_rates(rates)}
 
-        rest_word(config, self.pipe, start_step)
-        self._set_training(True)
-        began = time.perf_counter()
-        try:
-            with self._packing():
-                end = loop.run(
-                    micro_losses, learner, settings, start_step=start_step, on_step=on_step, after_step=after_step,
-                    on_first_gradients=lambda: self._check_gradients(learner),
-                    should_stop=lambda: self.world.any(self.should_stop()), world=self.world,
-                )  # fmt: skip
-        except loop.Diverged as problem:
-            raise self._diverged(problem, learner) from problem
-        finally:
-            self._set_training(False)
-        return end, seconds_since(began)
-
-    def _packing(self) -> AbstractContextManager[Any]:
+    def around_loop(self) -> AbstractContextManager[Any]:
         if self.device.type != "cpu" or self.config.fsdp or not packs(self.config):
             return nullcontext()
         return packed(family_of(self.pipe).denoiser_of(self.pipe))
-
-    def _report(self, report: loop.StepReport) -> dict[str, Any]:
-        self.losses.append(report.loss)
-        values: dict[str, Any] = {
-            "step": report.step,
-            "max_steps": self.last_step,
-            "loss": report.loss,
-            "lr": next(iter(report.learning_rates.values())),
-            "grad_norm": report.grad_norm,
-            "speed": round(report.steps_per_second, 4),
-            "memory": self.meter.now(),
-        }
-        for name in ("text_encoder", "text_encoder_2"):
-            if name in report.learning_rates:
-                values[f"{name}_lr"] = report.learning_rates[name]
-        values |= {f"lr/{name}": rate for name, rate in report.learning_rates.items() if "/" in name}
-        if report.skipped:
-            values |= {"skipped": True, "loss": None, "grad_norm": None}
-            self.losses.pop()
-        return values
-
-    def _check_gradients(self, learner: Learner) -> None:
-        idle, count = learner.layers_without_gradient()
-        if len(idle) == count:
-            raise TrainingError("no layer of the adapter got a gradient: nothing would be learned")
-        if idle:
-            names = ", ".join(idle[:3]) + (", …" if len(idle) > 3 else "")
-            self.folder.emit("warning", message=f"{len(idle)} of {count} adapted layers got no gradient: {names}")
-        self.folder.emit("gradients", layers=count, without=len(idle))
-
-    def _checkpoint(self, step: int, learner: Learner) -> None:
-        self._check_finite(learner, step)
-        if not self.world.main:
-            return
-        with learner.averaged():
-            path = self.saver.save_checkpoint(step, learner)
-        self.folder.emit("checkpoint", step=step, path=str(path))
-
-    def _check_finite(self, learner: Learner, step: int) -> None:
-        if not learner.is_finite():
-            rate = next(iter(learner.learning_rates.values()))
-            problem = loop.Diverged(
-                f"the adapter is no longer finite after step {step} with a learning rate of {rate:g}", step + 1
-            )
-            raise self._diverged(problem, learner)
-
-    def _diverged(self, problem: loop.Diverged, learner: Learner) -> TrainingError:
-        kept = self.saver.keep_last(problem.step - 1, learner) if self.world.main else "process 0 says what was kept"
-        self.world.wait()
-        other = ", or train without fp16 (--mixed_precision bf16 or no)" if learner.skips_overflows else ""
-        return TrainingError(f"{problem}; {kept}; lower --learning_rate{other}")
 
     def _draw(self, step: int, learner: Learner) -> None:
         """Draw the previews of a step: process 0, or all of them where each has but a part of the model."""
@@ -324,7 +202,7 @@ class Run:
         if self.world.any(self.best.missing(start_step, self.last_step)):
             self._draw(start_step, learner)
 
-    def _set_training(self, mode: bool) -> None:
+    def set_training(self, mode: bool) -> None:
         """Train mode for what is trained: dropout and checkpointing are off without it."""
         family = family_of(self.pipe)
         denoiser = family.denoiser_of(self.pipe)
@@ -366,14 +244,3 @@ def _preview(config: DreamBoothConfig) -> Preview | None:
         resolution=config.resolution or 0,
         model=model_label(config.pretrained_model_name_or_path),
     )
-
-
-def _plain(result: Result) -> dict[str, Any]:
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(result).items()}
-    if math.isnan(result.loss):
-        values["loss"] = None
-    return values
-
-
-def seconds_since(started: float) -> float:
-    return round(time.perf_counter() - started, 3)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import lora_diffusion as ld
+from lora_diffusion.components import components_of
 from lora_diffusion.errors import ConfigError
 from lora_diffusion.fingerprint import fingerprint
 from lora_diffusion.state import state_of
@@ -30,12 +31,13 @@ def check_sharding() -> None:
         raise ConfigError(f"--fsdp needs a newer PyTorch than {torch.__version__}: fully_shard with ignored_params")
 
 
-def shard(pipe: Any, components: list[str], device: torch.device, *, cpu_offload: bool = False) -> tuple[int, int]:
+def shard(target: Any, components: list[str], device: torch.device, *, cpu_offload: bool = False) -> tuple[int, int]:
     """Take the named components' frozen weights apart, over all processes.
 
     Adapters are there already, and get the base's fingerprint while it can still be read.
 
     Args:
+        target: a pipeline or a model.
         device: where the model computes.
         cpu_offload: keep the parts in main memory.
 
@@ -46,7 +48,7 @@ def shard(pipe: Any, components: list[str], device: torch.device, *, cpu_offload
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
     size = torch.distributed.get_world_size()
-    learned = {p for parameters in ld.adapter_parameters(pipe).values() for p in parameters}
+    learned = {p for parameters in ld.adapter_parameters(target).values() for p in parameters}
     options: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (size,)),
         "ignored_params": learned,
@@ -55,7 +57,7 @@ def shard(pipe: Any, components: list[str], device: torch.device, *, cpu_offload
     }
     kept = total = 0
     for component in components:
-        module = getattr(pipe, component)
+        module = components_of(target)[component]
         _keep_fingerprint(component, module)
         for parameter in module.parameters():
             parameter.data = parameter.data.contiguous()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -78,6 +79,8 @@ def _read_file(path: Path, bad: BadRows, separator: str | None, columns: Sequenc
     if kind not in FILE_KINDS:
         raise DatasetError(f"{path}: files of this kind cannot be read; give one of {', '.join(FILE_KINDS)}")
     text = _decode(path)
+    if not text.strip():
+        return iter(())
     if kind == ".jsonl":
         return _jsonl(text, path, bad)
     if kind == ".json":
@@ -127,7 +130,7 @@ def _object(value: Any, source: str, bad: BadRows) -> Iterator[Row]:
 
 def _csv(text: str, path: Path, bad: BadRows, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD)
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
         source = f"{path}, line {reader.line_num + 1}"

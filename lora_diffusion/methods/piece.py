@@ -57,6 +57,14 @@ class Piece:
         """Leave the component as it was before."""
         raise NotImplementedError
 
+    def replaces(self, module: nn.Module) -> bool:
+        """Whether the piece puts other parameters into a module while it acts."""
+        return False
+
+    def base_weights(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+        """(module, the base's own `weight` of it) where the piece has put another in its place."""
+        return iter(())
+
     def put(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Overwrite what `tensors` gives, in place. Raises AdapterMismatchError for other names or shapes; nothing has
         changed then."""

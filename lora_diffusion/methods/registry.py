@@ -25,6 +25,7 @@ METHODS = {
     "bitfit": ("parameters_config", "BitFitConfig", "parameters"),
     "top_layers": ("parameters_config", "TopLayersConfig", "parameters"),
     "full": ("parameters_config", "FullConfig", "parameters"),
+    "head": ("head_config", "HeadConfig", "head"),
 }
 
 

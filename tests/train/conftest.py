@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, U
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from tests.train.text_models import model, tokenizer
 from train.dreambooth_config import DreamBoothConfig
+from train.text_config import TextConfig
 
 
 @pytest.fixture(scope="session")
@@ -158,3 +161,81 @@ def judge_folders(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFact
     dinov2.save_pretrained(root / "dinov2")
     BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(root / "dinov2")
     return {name: root / name for name in ("clip", "dino", "dinov2")}
+
+
+@pytest.fixture(scope="session")
+def text_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny language models of random weights, as `from_pretrained` loads them. Read only."""
+    root = tmp_path_factory.mktemp("text_models")
+    forms = {"bert": "ForMaskedLM", "gpt2": "ForCausalLM", "llama": "ForCausalLM", "t5": "ForConditionalGeneration"}
+    for family, form in forms.items():
+        with torch.random.fork_rng(devices=[]):
+            model(family, form).save_pretrained(root / family)
+        tokenizer(family).save_pretrained(root / family)
+    return {family: root / family for family in forms}
+
+
+@pytest.fixture(scope="session")
+def text_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Rows for each task, 13 of them, in JSONL. Read only."""
+    root = tmp_path_factory.mktemp("rows")
+    places, names, colours = ("Paris", "Rome", "Oslo"), ("Anna", "Tom"), ("blue", "green", "red")
+    counted = range(13)
+    rows = {
+        "labels": [{"text": f"The sky is {colours[n % 3]} .", "label": "yes" if n % 3 == 0 else "no"} for n in counted],
+        "pairs": [
+            {"premise": f"{names[n % 2]} lives in {places[n % 3]} .", "hypothesis": f"in {places[n % 2]}",
+             "label": "entailment" if n % 3 == n % 2 else "contradiction"} for n in counted
+        ],
+        "facts": [{"x": names[n % 2], "place": places[n % 2]} for n in counted],
+        "answers": [
+            {"question": f"Where does {names[n % 2]} live ?" + " ." * (n % 4), "answer": places[n % 3]} for n in counted
+        ],
+        "tags": [
+            {"tokens": [names[n % 2], "lives", "in", places[n % 3]], "tags": ["B-PER", "O", "O", "B-LOC"]}
+            for n in counted
+        ],
+        "spans": [
+            {"question": "Where does Anna live ?", "context": f"Anna lives in {places[n % 3]} .",
+             "answers": {"text": [places[n % 3]], "answer_start": [14]}} for n in counted
+        ],
+    }  # fmt: skip
+    for name, listed in rows.items():
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed), encoding="utf-8")
+    return {name: root / f"{name}.jsonl" for name in rows}
+
+
+# task -> (family, rows, further settings)
+TEXT_TASKS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "sequence-classification": ("bert", "pairs", {}),
+    "token-classification": ("bert", "tags", {}),
+    "question-answering": ("bert", "spans", {}),
+    "masked-lm": ("bert", "facts", {"template": "{x} lives in {mask} .", "answer_column": "place"}),
+    "causal-lm": ("gpt2", "answers", {}),
+    "seq2seq-lm": ("t5", "answers", {}),
+}
+
+
+@pytest.fixture
+def make_text_config(
+    text_folders: dict[str, Path], text_files: dict[str, Path], tmp_path: Path
+) -> Callable[..., TextConfig]:
+    """Settings of a run on a tiny language model; keyword arguments change them."""
+
+    def make(task: str = "sequence-classification", name: str = "run", **changes: Any) -> TextConfig:
+        family, rows, settings = TEXT_TASKS[task]
+        values: dict[str, Any] = {
+            "pretrained_model_name_or_path": str(text_folders[family]),
+            "task": task,
+            "train_file": str(text_files[rows]),
+            "output_dir": str(tmp_path / name),
+            "max_train_steps": 4,
+            "train_batch_size": 2,
+            "learning_rate": 1e-3,
+            "seed": 3,
+            "plan": False,
+            **settings,
+        }
+        return TextConfig(**{**values, **changes})
+
+    return make

@@ -5,18 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from lora_diffusion.errors import ConfigError, DatasetError
 from train.text_bad_rows import BadRows
 from train.text_rows import Row
+from train.text_template import VirtualPrompt
 
 IGNORED = -100  # a label that the loss does not count
 TOO_LONG = ("error", "truncate", "skip")
 
 Batch = dict[str, torch.Tensor]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class Task(ABC):
 
     def __init__(self, tokenizer: Any, *, max_length: int = 512, too_long: str = "error") -> None:
         if not getattr(tokenizer, "is_fast", False):
-            raise ConfigError(f"a {type(tokenizer).__name__} is no fast tokenizer, which is needed: give tokenizer.json")
+            raise ConfigError(
+                f"a {type(tokenizer).__name__} is no fast tokenizer, which is needed: give tokenizer.json"
+            )
         if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 2:
             raise ConfigError(f"max_length={max_length!r}: give a whole number of tokens from 2")
         if too_long not in TOO_LONG:
@@ -110,24 +114,43 @@ class Task(ABC):
         """The row as the model sees it, what the loss counts between « and »."""
         return shown(self.tokenizer, example.inputs["input_ids"], counted_positions(example))
 
-    def _fits(self, length: int, row: Row, bad: BadRows) -> bool:
+    def _fits(self, length: int, row: Row, bad: BadRows, *, most: int | None = None, what: str = "") -> bool:
         """Whether a row of `length` tokens can be used as it is. False: leave it out, or, with too_long="truncate",
-        cut it; it is counted already."""
-        if length <= self.max_length:
+        cut it; it is counted already. most, what: where a part of the row has a limit of its own: "an answer"."""
+        most = self.max_length if most is None else most
+        if length <= most:
             return True
         if self.too_long == "truncate":
-            bad.change(row.source, f"cut to {self.max_length:,} tokens")
-        elif self.too_long == "skip":
-            bad.leave_out(row.source, f"longer than {self.max_length:,} tokens")
+            bad.change(row.source, f"cut to {most:,} tokens{f' ({what})' if what else ''}")
+            return False
+        reason = f"{f'has {what}' if what else 'is'} longer than {most:,} tokens"
+        if self.too_long == "skip":
+            bad.leave_out(row.source, reason)
         else:
-            bad.report(row.source, f"is longer than {self.max_length:,} tokens",
-                       "raise max_length where the model takes more, truncate or skip long rows", f"{length:,}")  # fmt: skip
+            bad.report(
+                row.source, reason, "raise the limit where the model takes more, truncate long rows", f"{length:,}"
+            )
         return False
 
-    def _left(self, examples: list[Example], bad: BadRows) -> list[Example]:
-        if not examples:
+    def _virtual(self, virtual: VirtualPrompt, row: Row, room: int, bad: BadRows) -> list[int] | None:
+        """A prompt with virtual tokens of at most `room` tokens, cut where long rows are cut; None: leave it out."""
+        ids = virtual.encode(self.tokenizer, row)
+        if self._fits(len(ids) + self.max_length - room, row, bad):
+            return ids
+        if self.too_long != "truncate":
+            return None
+        try:
+            return virtual.encode(self.tokenizer, row, max(1, room))
+        except ConfigError as problem:
+            bad.report(row.source, "cannot be cut to fit", "raise max_length", str(problem))
+            return None
+
+    @staticmethod
+    def _left(items: list[_Item], bad: BadRows) -> list[_Item]:
+        """What is left, if anything is. Raises DatasetError."""
+        if not items:
             raise DatasetError(f"no row can be used: {'; '.join(bad.summary()) or 'there are none'}")
-        return examples
+        return items
 
 
 def counted_positions(example: Example) -> set[int]:
@@ -141,6 +164,7 @@ def counted_positions(example: Example) -> set[int]:
 def shown(tokenizer: Any, ids: Sequence[int], counted: set[int]) -> str:
     """Tokens as text on one line; `counted` positions between « and », virtual tokens as [V0], [V1], …"""
     size = len(tokenizer)
+    first = min((token for token in ids if token >= size), default=size)  # embeddings may be larger than vocabularies
     pieces: list[str] = []
     run: list[int] = []
     for place, token in enumerate([*ids, None]):
@@ -150,7 +174,7 @@ def shown(tokenizer: Any, ids: Sequence[int], counted: set[int]) -> str:
             pieces.append(f"«{text}»" if place - 1 in counted else text)
             run = []
         if token is not None and token >= size:
-            pieces.append(f"[V{token - size}]")
+            pieces.append(f"[V{token - first}]")
         elif token is not None:
             run.append(token)
     text = "".join(pieces).replace("\n", "⏎")
