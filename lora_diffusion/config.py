@@ -38,6 +38,8 @@ class LoraConfig:
         number, where a path has several.
     modules_to_save: names of modules to learn whole copies of, beside the low-rank terms (a new head, say).
 
+    inference_mode: PEFT's: whether the adapter is made frozen (`get_peft_model`); `add_adapter` makes one that learns.
+
     bias is accepted as "none" only.
     Raises ConfigError, with the value and what to do.
     """
@@ -57,13 +59,14 @@ class LoraConfig:
     init_lora_weights: bool | str = True
     bias: str = "none"
     task_type: str | None = None
+    inference_mode: bool = False
 
     def __post_init__(self) -> None:
         _check_rank("r", self.r)
         _check_alpha("lora_alpha", self.lora_alpha)
         if not is_number(self.lora_dropout) or not 0.0 <= self.lora_dropout < 1.0:
             raise ConfigError(f"lora_dropout={self.lora_dropout!r}: give a probability from 0 up to, not including, 1")
-        for name in ("use_rslora", "use_dora"):
+        for name in ("use_rslora", "use_dora", "inference_mode"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: give True or False")
         _check_names("target_modules", self.target_modules)

@@ -19,7 +19,7 @@ from typing import Any
 from lora_diffusion.planning.plan import Plan
 from train.plan import RunPlan
 from train.plan_cards import CARDS, CONTEXT
-from train.text_plan import plan_text, resolved_text
+from train.text_plan import plan_text, resolved_text, text_job
 from train.text_plan_batches import example_batch, loss_of
 from train.text_plan_config import TextPlanConfig
 from train.text_plan_models import text_model
@@ -129,14 +129,15 @@ def table(found: list[Line]) -> str:
         printed = line.model.printed.get(line.way.key or "")
         plan = line.plan.largest.plan if line.main is None else _training(line.plan)
         needed = plan.reserved + line.plan.aside if line.main is not None else line.plan.needed
+        weights = plan.parts["weights"] + (plan.parts["adapters"] if line.way.settings is None else 0)
         cells = [
             line.model.title,
             line.way.words,
             "" if printed is None else " / ".join(printed),
             f"{plan.peak / GIB:.2f}",
             f"{needed / GIB:.2f}" + ("" if needed <= CARD.memory else " (too much)"),
-            f"{plan.parts['weights'] / GIB:.2f}",
-            f"{(plan.peak - plan.parts['weights']) / GIB:.2f}",
+            f"{weights / GIB:.2f}",
+            f"{(plan.peak - weights) / GIB:.2f}",
             "" if line.main is None else f"{line.main / GIB:.1f}",
             "",
         ]
@@ -149,22 +150,30 @@ def _training(plan: RunPlan) -> Plan:
 
 
 def long_rows() -> str:
-    """BLOOMZ-7B1 with an NF4 base where rows are long: what the loss takes if all of it is computed at once."""
-    model, rows = MODELS[2], ["| tokens counted of a row of 512 | checkpointing | planned peak, GiB |", "|--:|---|--:|"]
+    """BLOOMZ-7B1 with an NF4 base and checkpointing, a row of 512 tokens: what the loss takes."""
+    model, way = MODELS[2], WAYS[5]
     made = text_model(model.name, model.task)
-    for answer in (5, 511):
-        for checkpointing in (False, True):
-            way = replace(WAYS[4], settings={**(WAYS[4].settings or {}), "gradient_checkpointing": checkpointing})
-            line = planned(model, way, length=512, answer=answer, made=made)
-            rows.append(f"| {answer} | {'yes' if checkpointing else 'no'} | {line.plan.peak / GIB:.2f} |")
+    own = [planned(model, way, length=512, answer=answer, made=made).plan for answer in (5, 511)]
+    batch = example_batch(model.task, 1, 512, 511)
+    config = resolved_text(settings_of(model, way, 512), made, device="cuda", card=CARD)
+    job = replace(text_job(config, made, answer_length=511), loss=_plain_loss, batch=batch)
+    plain = RunPlan(tuple(phases_of_text(made, job)), "cuda", CONTEXT)
+    words = ("ours, 5 tokens of the row counted", "ours, all of them counted", "transformers' own")
+    rows = ["| loss | planned peak, GiB | activations |", "|---|--:|--:|"]
+    for said, plan in zip(words, (*own, plain)):
+        rows.append(f"| {said} | {plan.peak / GIB:.2f} | {plan.largest.plan.parts['activations'] / GIB:.2f} |")
     return "\n".join(rows)
+
+
+def _plain_loss(model: Any, batch: dict[str, Any]) -> Any:
+    return model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["input_ids"]).loss
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     arguments = parser.parse_args()
-    text = f"{table(list(lines()))}\n\nBLOOMZ-7B1, NF4 base, long rows:\n\n{long_rows()}"
+    text = f"{table(list(lines()))}\n\nBLOOMZ-7B1, NF4 base, checkpointing, a row of 512 tokens:\n\n{long_rows()}"
     if not arguments.write:
         print(text)
         return

@@ -58,7 +58,8 @@ _LITERAL = re.compile(r"\^?[\w.\\-]+\$?")
 
 
 def recognise(file: Source) -> bool:
-    return any(_half(name) is not None or _TOKEN.fullmatch(name) or _PART.fullmatch(name) for name in file.tensors)
+    own = (_TOKEN, _PART, _COPY)
+    return any(_half(name) is not None or any(one.fullmatch(name) for one in own) for name in file.tensors)
 
 
 def read(file: Source) -> Adapter:

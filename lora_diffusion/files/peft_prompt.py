@@ -1,16 +1,28 @@
-"""PEFT's prompt methods: virtual tokens in front of a language model's input, or in front of every layer's keys."""
+"""PEFT's prompt methods: virtual tokens in front of a language model's input, or in front of every layer's keys.
+
+PEFT keeps the embeddings alone, from which training cannot go on. What there is beside them, P-tuning's encoder and its
+template, lies in a file of our own in the same folder, which PEFT does not look at.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from ..adapter import Adapter, Prompt
+import torch
+
+from ..adapter import Adapter, Learned, Prompt
 from ..components import BARE
 from ..errors import AdapterFormatError
+from ..methods.peft_prompts import KINDS, is_prompt
+from . import diffusers
+from .own import OWN_KEY, described
 from .peft_config import PROMPT_FIELDS, PeftConfig
+from .safetensors_file import TensorFile
 from .source import Source
 
 PROMPT = "prompt_embeddings"
+ENCODER = "prompt_encoder.safetensors"
 
 # What is written beside the counts; initial values and encoders are done with once the embeddings are learned.
 _WRITTEN: dict[str, dict[str, Any]] = {
@@ -30,7 +42,28 @@ def read_prompt(file: Source, config: PeftConfig) -> Adapter:
     if not fits:
         raise file.error(f"has {PROMPT} of shape {list(shape)}; by its config they are {[rows or '?', width or '?']}")
     kept = {name: fields[name] for name in PROMPT_FIELDS if fields.get(name) is not None}
-    return Adapter({}, prompts={BARE: Prompt(config.kind, file.read([PROMPT])[PROMPT], kept)})
+    prompt = Prompt(config.kind, file.read([PROMPT])[PROMPT], kept)
+    return Adapter({}, prompts={BARE: prompt}, methods=_encoder_beside(file.path.parent, config.kind))
+
+
+def encoder_file(adapter: Adapter, component: str) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+    """Tensors and metadata of the file beside PEFT's, None where PEFT's says it all."""
+    prompts = {kind: part for kind, part in adapter.methods.get(component, {}).items() if is_prompt(kind)}
+    more = any(len(part.tensors) > 1 or getattr(part.config, "template", None) for part in prompts.values())
+    if not more:
+        return None
+    alone = Adapter({}, methods={BARE: prompts})
+    tensors, strings = diffusers.write(alone)
+    return tensors, {**strings, OWN_KEY: described(alone, tensors)}
+
+
+def _encoder_beside(folder: Path, kind: str) -> dict[str, dict[str, Learned]]:
+    """What lies beside PEFT's file, if it is of the same method. Raises AdapterFormatError for a file that is not
+    sound."""
+    path = folder / ENCODER
+    found = diffusers.read(TensorFile(path)).methods.get(BARE, {}) if path.is_file() else {}
+    ours = KINDS[kind]
+    return {BARE: {ours: found[ours]}} if ours in found else {}
 
 
 def expected_shape(kind: str, fields: Any) -> tuple[int | None, int | None]:

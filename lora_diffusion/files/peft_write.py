@@ -27,16 +27,17 @@ import torch
 from ..adapter import Adapter, LowRank, inferred_config
 from ..components import COMPONENTS
 from ..errors import AdapterFormatError, ConfigError
+from ..methods.peft_prompts import is_prompt, with_prompts
 from .own import OWN_KEY, described
 from .peft_config import CONFIG, HEADS
 from .peft_layers import is_conv1d, is_embedding
-from .peft_prompt import PROMPT, prompt_config
+from .peft_prompt import ENCODER, PROMPT, encoder_file, prompt_config
 from .safetensors_file import write_tensor_file
 
 TENSORS = "adapter_model.safetensors"
 CARD = "README.md"
 
-_FILES = (CONFIG, TENSORS, CARD)
+_FILES = (CONFIG, TENSORS, CARD, ENCODER)
 _TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -53,8 +54,9 @@ def write_folder(adapter: Adapter, path: Path) -> None:
         word = ascii(next(iter(adapter.tokens)))
         raise AdapterFormatError(f"{path}: not written, PEFT has no place for learned words such as {word}")
     for learned in adapter.methods.values():
-        for kind in learned:
+        for kind in (kind for kind in learned if not is_prompt(kind)):
             raise AdapterFormatError(f"{path}: not written, PEFT has no place for {kind}; format='diffusers' has")
+    adapter = with_prompts(adapter)
     kinds = (adapter.components, adapter.copies, adapter.prompts)
     components = list(dict.fromkeys(name for kind in kinds for name, held in kind.items() if held))
     if not components:
@@ -65,6 +67,9 @@ def write_folder(adapter: Adapter, path: Path) -> None:
             folder = fresh / component if len(parts) > 1 else fresh
             strings = {**adapter.foreign, "format": "pt", OWN_KEY: described(_only(adapter, component), tensors)}
             write_tensor_file(folder / TENSORS, tensors, strings)
+            encoder = encoder_file(adapter, component)
+            if encoder is not None:
+                write_tensor_file(folder / ENCODER, *encoder)
             (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if (path / CARD).is_file():
             shutil.copy2(path / CARD, fresh / CARD)

@@ -16,12 +16,14 @@ class MethodConfig:
 
     task_type: what the model is for, one of PEFT's words ("CAUSAL_LM", "SEQ_CLS" …); it only describes.
     modules_to_save: names of modules that are learned along as whole copies: a new head.
+    inference_mode: PEFT's: whether the adapter is made frozen (`get_peft_model`); `add_adapter` makes one that learns.
     """
 
     kind: ClassVar[str] = ""
 
     task_type: str | None = None
     modules_to_save: Sequence[str] | None = None
+    inference_mode: bool = False
 
     def __post_init__(self) -> None:
         names = self.modules_to_save
@@ -29,6 +31,8 @@ class MethodConfig:
             isinstance(names, str) or not names or not all(isinstance(name, str) and name for name in names)
         ):
             raise ConfigError(f"modules_to_save={names!r}: give a list of module names")
+        if not isinstance(self.inference_mode, bool):
+            raise ConfigError(f"inference_mode={self.inference_mode!r}: give True or False")
         if self.task_type is not None and not isinstance(self.task_type, str):
             raise ConfigError(f"task_type={self.task_type!r}: give one of PEFT's words, such as 'CAUSAL_LM'")
 

@@ -110,17 +110,33 @@ def _before_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     causal = getattr(module, "is_causal", True) if causal is None else causal
     keys = queries if cache is None else cache.get_mask_sizes(queries, module.layer_idx)[0]
     eager = implementation == "eager"
-    wide = plan.widened(mask, batch, queries, keys, causal=causal and not eager, dtype=hidden.dtype if eager else None)
-    wide = wide if wide is None else wide.to(hidden.device)
+    wanted = (batch, queries, keys, causal and not eager, hidden.dtype if eager else None, hidden.device)
+    wide = _shared(own, plan, mask, wanted)
     args, kwargs = own.cache.put(_Cache(plan, own.index, cache), args, kwargs)
     return own.mask.put(wide, args, kwargs)
+
+
+def _shared(own: _Layer, plan: Plan, mask: torch.Tensor | None, wanted: tuple[Any, ...]) -> torch.Tensor | None:
+    """The widened mask: one for all layers that were given the same, so that a backward pass keeps only one."""
+    if torch.compiler.is_compiling():
+        return plan.widened(mask, *wanted)
+    if own.index == 0:
+        plan.masks.clear()  # of a pass that ended in an error
+    known = [wide for given, of, wide in plan.masks if given is mask and of == wanted]
+    wide = known[0] if known else plan.widened(mask, *wanted)
+    if own.index == len(own.prefixes.site.attention) - 1:
+        plan.masks.clear()
+    elif not known:
+        plan.masks.append((mask, wanted, wide))
+    return wide
 
 
 def _before_table(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     plan, (positions, *_) = table.__dict__[ATTRIBUTE].plan, args
     if plan is None:
         return None
-    padding, room = table.padding_idx, table.num_embeddings
+    padding = table.padding_idx
+    room = table.num_embeddings - (0 if padding is None else padding + 1)  # RoBERTa counts from behind its padding
     if positions.shape[-1] + plan.tokens > room:
         raise ConfigError(
             f"{positions.shape[-1]} tokens and a prefix of {plan.tokens} are more than the model's {room} positions: "

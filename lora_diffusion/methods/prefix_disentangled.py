@@ -60,7 +60,7 @@ def _before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if queries is not None:
         args, kwargs = own.queries.put(_longer(queries, plan.tokens), args, kwargs)
     mask = own.mask.of(args, kwargs).bool()
-    wide = plan.widened(mask, batch, length, length, causal=False, dtype=None)
+    wide = plan.widened(mask, batch, length, length, False, None, hidden.device)
     assert wide is not None, "made from a mask"
     top = wide.new_ones(*wide.shape[:2], plan.tokens, wide.shape[3])  # the rows that are cut off
     args, kwargs = own.mask.put(torch.cat([top, wide], dim=2), args, kwargs)

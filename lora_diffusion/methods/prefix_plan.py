@@ -21,12 +21,14 @@ class Plan:
 
     For a batch of mixed rows, else None: index, (rows, tokens) int64, into the prefixes one after the other; visible,
     (rows, tokens) bool. Shorter prefixes stand at the right, next to the real tokens.
+    masks: those that the layers of a forward pass share: given, what for, widened.
     """
 
     encoders: list[PrefixEncoder]
     tokens: int
     index: torch.Tensor | None = None
     visible: torch.Tensor | None = None
+    masks: list[Any] = field(default_factory=list)
 
     def in_front(self, layer: int, keys: torch.Tensor, cache: Any) -> torch.Tensor:
         """(2, batch, heads, tokens, size): prefix keys and values for a layer whose own keys are (batch, heads, …,
@@ -46,17 +48,24 @@ class Plan:
         return _repeated(self.visible, max(batch, len(self.visible)), device).sum(1, keepdim=True)
 
     def widened(
-        self, mask: torch.Tensor | None, batch: int, queries: int, keys: int, *, causal: bool, dtype: torch.dtype | None
+        self,
+        mask: torch.Tensor | None,
+        batch: int,
+        queries: int,
+        keys: int,
+        causal: bool,
+        dtype: torch.dtype | None,
+        device: torch.device,
     ) -> torch.Tensor | None:
         """A mask, (batch or 1, heads or 1, queries or 1, keys), bool or added to the scores, with columns for the
         prefix in front. None stays None where all may see all.
 
-        causal: what None means to the layer. dtype: of a mask that has to be made; None for bool.
+        causal: what None means to the layer. dtype, device: of a mask that has to be made; None for bool.
         """
         if mask is None:
             if self.visible is None and (not causal or queries == 1):
                 return None
-            own = torch.ones(queries, keys, dtype=torch.bool)
+            own = torch.ones(queries, keys, dtype=torch.bool, device=device)
             mask = (own.tril() if causal and queries > 1 else own)[None, None]
             mask = mask if dtype is None else _added(mask, dtype)
         if self.visible is None:

@@ -175,6 +175,22 @@ def test_each_generation_sees_the_prefix_as_it_is_now() -> None:
     assert torch.equal(after, generated(target, inputs, use_cache=False))
 
 
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_layers_share_their_widened_mask(with_mask: bool) -> None:
+    target, seen = model("llama", layers=3), []
+    ld.add_adapter(target, config())
+    for layer in target.model.layers:
+        layer.self_attn.register_forward_hook(
+            lambda module, args, kwargs, output: seen.append(kwargs["attention_mask"]), with_kwargs=True
+        )
+    inputs = batch("llama")
+    for _ in range(2):
+        target(**inputs) if with_mask else target(input_ids=inputs["input_ids"])
+    first, second = seen[0], seen[3]
+    assert first.shape[-1] == 10 and all(mask is first for mask in seen[:3])
+    assert second is not first and all(mask is second for mask in seen[3:])
+
+
 def test_packed_sequences_do_not_see_each_other() -> None:
     """Positions that start again tell the model where a sequence begins; each of them has the prefix in front."""
     target = model("llama")
