@@ -31,7 +31,11 @@ class LoraEmbedding(AdaptedModule):
         return compose(self, ids, super().forward(ids))
 
     def low(self, x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-        return F.embedding(x, a.t(), self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse)
+        inside = x < a.shape[1]  # ids beyond are virtual tokens', which have no row here
+        rows = F.embedding(
+            x.masked_fill(~inside, 0), a.t(), self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse
+        )
+        return rows * inside.unsqueeze(-1).to(rows.dtype)
 
     def low_rows(self, x: torch.Tensor, a: torch.Tensor, gather: Gather) -> torch.Tensor:
         h = self.low(x, a)  # a row of the table is short: all adapters' are read, and each row's own taken

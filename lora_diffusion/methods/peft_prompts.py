@@ -62,7 +62,7 @@ def with_prompts(adapter: Adapter, modules: Mapping[str, nn.Module] | None = Non
     """The adapter with PEFT's form of its prompts beside our own, of which more can be kept.
 
     modules: the components, if they are at hand, for what only they can say.
-    A template that is a plain prefix goes along: its virtual tokens come after what a tokenizer puts first ([CLS], <s>),
+    A template that is a plain prefix goes along: its virtual tokens come after what a tokenizer puts first ([CLS]),
     and PEFT's before that, which is one thing for tokenizers that put nothing there, such as GPT-2's.
     Raises AdapterFormatError for two prompts in one component.
     """

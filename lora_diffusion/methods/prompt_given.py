@@ -11,6 +11,7 @@ from torch import nn
 from ..adapter import Learned
 from ..errors import AdapterMismatchError
 from .config import MethodConfig
+from .prefix_tuning import check_given
 from .prompt_encoder_config import PromptEncoderConfig
 from .prompt_networks import EncodedVectors
 from .prompt_piece import prompt_hosts
@@ -24,6 +25,8 @@ def config_of_given(learned: Learned, component: nn.Module) -> MethodConfig:
     Raises AdapterMismatchError where the tensors are not those that the config makes in this model.
     """
     config = learned.config
+    if config.kind == "prefix_tuning":
+        check_given(learned, component)
     if not isinstance(config, PromptConfig):
         return config
     dim = prompt_hosts(component, config)[0].weight.shape[1]
