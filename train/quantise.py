@@ -21,7 +21,7 @@ from torch import nn
 
 from lora_diffusion.errors import ConfigError
 from lora_diffusion.layers import base_class
-from lora_diffusion.layers.weight_only import exchange_class, store_weight
+from lora_diffusion.layers.weight_only import exchange_class, scheme_for, store_weight
 from lora_diffusion.state import state_of
 
 MODES = ("nf4", "int8", "fp8")
@@ -57,10 +57,11 @@ def quantise(component: nn.Module, mode: str, *, precision: torch.dtype, device:
         raise ConfigError("adapters are merged into these weights: unmerge them, quantise, and leave them unmerged")
     done = 0
     for path, layer in _layers(component):
-        if mode == "nf4" and isinstance(layer, nn.Linear):
+        scheme = scheme_for(component, path, layer, mode)
+        if scheme == "nf4":
             _store_nf4(layer, precision, device)
         else:
-            store_weight(layer, "int8" if mode == "nf4" else mode, device)
+            store_weight(layer, scheme, device)
         if state is not None and f"{path}.weight" in state.frozen:
             state.frozen.remove(f"{path}.weight")
         done += 1
@@ -77,10 +78,10 @@ def planned_bytes(component: nn.Module, mode: str | None, precision: torch.dtype
     """`held_bytes` of a model after loading it in `precision` and `quantise`, from its shapes: it may be on meta."""
     total = sum(t.numel() for t in component.parameters()) * precision.itemsize
     total += sum(t.numel() * (precision if t.is_floating_point() else t.dtype).itemsize for t in component.buffers())
-    for _, layer in _layers(component) if mode is not None else ():
+    for path, layer in _layers(component) if mode is not None else ():
         count = layer.weight.numel()
         total -= count * precision.itemsize
-        if mode == "nf4" and isinstance(layer, nn.Linear):
+        if scheme_for(component, path, layer, str(mode)) == "nf4":
             blocks = -(-count // _BLOCK)
             codes = 4 * (16 + 256 + 1)  # the sixteen values, those of the scales, and the scales' mean
             total += -(-count // 2) + blocks + 4 * -(-blocks // _NESTED) + codes

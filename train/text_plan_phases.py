@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from lora_diffusion.inject import add_adapter
-from lora_diffusion.layers.weight_only import store_weight
 from lora_diffusion.planning.fake_copy import fake_copy
 from lora_diffusion.planning.plan import OPTIMIZER, Plan, checkpoint_activations, measure, planning, state_sizes
 from lora_diffusion.planning.stored import store
@@ -79,7 +78,7 @@ class _Work:
         self.model = fake_copy(model if real else _prepared(model, job), mode)
         if not real and job.quantize is not None:
             with mode:
-                _store(self.model, job.quantize, job.precision or torch.float32)
+                store(self.model, job.quantize, job.precision or torch.float32)
         self.learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def loading(self) -> Plan:
@@ -160,15 +159,6 @@ def _prepared(model: nn.Module, job: TextJob) -> nn.Module:
     if job.configs is not None:
         add_adapter(made, job.configs, "planned", generator=torch.Generator())
     return made
-
-
-def _store(model: nn.Module, scheme: str, precision: torch.dtype) -> None:
-    """What transformers keeps in fp32 is stored in 8 bits: T5 casts to the dtype of that layer's weight, whatever it
-    is, unless it is int8."""
-    for module in _kept(model):
-        if isinstance(module, nn.Linear):
-            store_weight(module, "int8")
-    store(model, scheme, precision)
 
 
 def _kept(model: Any) -> list[nn.Module]:

@@ -131,3 +131,15 @@ def exchange_class(module: nn.Module, base: type[nn.Module]) -> None:
     module.__class__ = host_class(mixin, base)
     module._plain = mixin.is_plain(base)
     module.set_weights({})
+
+
+def scheme_for(model: nn.Module, path: str, layer: nn.Module, scheme: str) -> str:
+    """How one layer of a model is stored where the model is stored by `scheme`: "nf4", "int8" or "fp8".
+
+    Only linear layers can be NF4. What transformers lists as too wide for fp16 is int8: T5 casts its activations to
+    the dtype of such a layer's weight, whatever that is, unless it is int8.
+    """
+    wide = path.rpartition(".")[2] in set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    if wide or (scheme == "nf4" and not isinstance(layer, nn.Linear)):
+        return "int8"
+    return scheme

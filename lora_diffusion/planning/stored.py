@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..layers import base_class
-from ..layers.weight_only import exchange_class, store_weight
+from ..layers.weight_only import exchange_class, scheme_for, store_weight
 
 SCHEMES = ("nf4", "int8", "fp8")
 _BLOCK, _NESTED = 64, 256  # bitsandbytes: weights to a scale, and scales to a scale of scales
@@ -35,10 +35,11 @@ def store(module: nn.Module, scheme: str, dtype: torch.dtype) -> None:
     for path, layer in list(module.named_modules()):
         if base_class(layer) not in (nn.Linear, nn.Conv2d) or not any(part.isdigit() for part in path.split(".")):
             continue
-        if scheme == "nf4" and isinstance(layer, nn.Linear):
+        chosen = scheme_for(module, path, layer, scheme)
+        if chosen == "nf4":
             stand_in_nf4(layer, dtype)
         else:
-            store_weight(layer, "int8" if scheme == "nf4" else scheme)
+            store_weight(layer, chosen)
 
 
 def stand_in_nf4(layer: Any, dtype: torch.dtype) -> None:

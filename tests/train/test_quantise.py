@@ -262,3 +262,20 @@ def test_text_encoders_are_stored_so_where_they_are_trained(tiny_pipeline_dir: P
         assert any(is_quantised(p) for p in pipe.text_encoder.parameters()) is trained
         assert any(is_quantised(p) for p in pipe.unet.parameters())
         assert not any(is_quantised(p) for p in pipe.vae.parameters())
+
+
+@pytest.mark.parametrize("mode", ["nf4", "int8", "fp8"])
+def test_t5_computes_with_its_stored_weights(mode: str) -> None:
+    """T5 casts what goes into `wo` to the dtype of that weight: stored bytes must not become its numbers."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=64, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config).eval().requires_grad_(False)
+    batch = {"input_ids": torch.arange(1, 13)[None], "decoder_input_ids": torch.arange(1, 7)[None]}
+    with torch.no_grad():
+        base = model(**batch).logits
+        quantise(model, mode, precision=torch.float32)
+        stored = model(**batch).logits
+    assert (stored - base).norm() < 0.3 * base.norm()
+    assert {m.wo.weight.dtype for m in model.modules() if hasattr(m, "wo")} == {torch.int8}
