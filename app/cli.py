@@ -75,6 +75,12 @@ COMMANDS = {
             "app.commands:sample",
         ),
         Command(
+            "generate",
+            "let a language model with adapters write, or judge texts",
+            "train.generate_config:GenerateConfig",
+            "app.generate_command:generate",
+        ),
+        Command(
             "evaluate",
             "judge adapters: likeness, prompt following, what else has changed",
             "train.evaluate_config:EvaluateConfig",
@@ -115,6 +121,12 @@ COMMANDS = {
             "a model folder with adapters added to its weights",
             "app.file_configs:MergeConfig",
             "app.model_commands:merge",
+        ),
+        Command(
+            "app",
+            "a page in the browser: train, watch, draw, write, and keep adapters in order",
+            "app.web_config:AppConfig",
+            "app.web_command:app",
         ),
     )
 }

@@ -63,6 +63,10 @@ def text(config: TextConfig, debug: bool) -> int:
     for part, figures in result.figures.items():
         print(f"{part}: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
     print(f"{result.steps} steps in {result.seconds_training:.0f} s, {result.seconds:.0f} s in all")
+    model, rows = config.pretrained_model_name_or_path, config.test_file or config.validation_file or config.train_file
+    asked = "--prompt …" if rows is None or rows.endswith(".txt") else f"--input_file {_quoted(rows)}"
+    adapter = _quoted(str(result.best or result.adapter))
+    print(f"try: lora-diffusion generate --model {_quoted(model)} --adapter {adapter} {asked}")
     return 0
 
 

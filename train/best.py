@@ -16,12 +16,12 @@ from PIL import Image
 
 from train import metrics
 from train.dreambooth_config import DreamBoothConfig
-from train.dreambooth_save import BEST_FILE
 from train.encoders import Encoders, find_encoders
 from train.evaluate_figures import Found, Reference, copies, figures
 from train.evaluate_plan import plain_words
 from train.preview import Preview
 from train.record import RunFolder, read_events
+from train.saving import BEST_FILE
 
 _FOLLOWS_LESS = 0.9  # of what the best step reaches: prompts are being lost
 _VARIES_LESS = 0.5  # of the photos' distance from each other: all pictures become one

@@ -120,7 +120,7 @@ def joined(device: torch.device, *, even_alone: bool = False) -> Iterator[World]
     place = _place()
     if place is None and even_alone:
         raise ConfigError(
-            "--fsdp needs a launcher, also for a single process: accelerate launch -m app.cli dreambooth …, or torchrun"
+            "--fsdp needs a launcher, also for a single process: accelerate launch -m app.cli …, or torchrun"
         )
     if place is None or (place[1] == 1 and not even_alone):
         yield ALONE

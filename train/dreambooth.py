@@ -51,6 +51,7 @@ def train(
     *,
     on_event: OnEvent | None = None,
     should_stop: Callable[[], bool] | None = None,
+    wishes: Callable[[], set[str]] | None = None,
 ) -> Result:
     """Run a DreamBooth training from settings to files.
 
@@ -58,6 +59,7 @@ def train(
         config: see `DreamBoothConfig`. `resume_from_checkpoint=None` with `overwrite=True` always starts afresh.
         on_event: told of every event of `train.record`, as a dict.
         should_stop: asked after every step; True saves a checkpoint and the adapter, then returns.
+        wishes: asked after every step: "sample" in its answer draws the previews now, "save" makes a checkpoint now.
 
     Raises:
         ConfigError, DatasetError, ModelNotFoundError: before anything is written.
@@ -70,7 +72,7 @@ def train(
     if config.fsdp:
         check_sharding()
     with joined(device, even_alone=config.fsdp) as world:
-        return _train(config, device, world, on_event, should_stop or (lambda: False), started)
+        return _train(config, device, world, on_event, should_stop or (lambda: False), wishes, started)
 
 
 def _train(
@@ -79,6 +81,7 @@ def _train(
     world: World,
     on_event: OnEvent | None,
     should_stop: Callable[[], bool],
+    wishes: Callable[[], set[str]] | None,
     started: float,
 ) -> Result:
     trackers = check_trackers(config.report_to)
@@ -117,6 +120,7 @@ def _train(
     folder.open(to_dict(config), fresh=checkpoint is None, overwrite=config.overwrite)
     world.wait()  # what an earlier run left is gone
     run = Run(config, pipe, folder, saver, device, meter, should_stop, judges, world)
+    run.wishes = wishes
     with told(folder, lambda: _out_of_memory(config)):
         tracking = Trackers(trackers if world.main else [], folder.path / config.logging_dir, to_dict(config))
         try:

@@ -20,7 +20,6 @@ from train.buckets import bucket_sizes, nearest
 from train.captions import Caption, read_captions, unused_texts
 from train.distributed import ALONE, World
 from train.dreambooth_config import DreamBoothConfig
-from train.dreambooth_save import model_label
 from train.images import Picture, fingerprint, list_images, other_pictures, read_pictures
 from train.latents import LatentBank, encode
 from train.masks import alpha_mask, find_masks, read_mask
@@ -28,6 +27,7 @@ from train.models import PRECISIONS, load_pipeline
 from train.prompts import EVERYDAY_WORDS, words_of
 from train.randomness import Draws
 from train.record import RunFolder
+from train.saving import model_label
 from train.templates import check_templates, templates_of, variants
 from train.text_states import TextStates
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,16 @@ class Run(running.Running):
 
     def watch(self, step: int, learner: Learner) -> None:
         if self.preview is not None and self.preview.due(step, self.last_step):
-            self._draw(step, learner)
+            self._draw(step, learner, self.preview)
+
+    def show(self, step: int, learner: Learner) -> None:
+        """Draw the previews, without a validation prompt those of the instance prompt, unless they were just drawn."""
+        if self.preview is not None and self.preview.due(step, self.last_step):
+            return
+        config = replace(self.config, validation_prompt=self.config.validation_prompt or self.config.instance_prompt)
+        preview = self.preview or _preview(config)
+        assert preview is not None
+        self._draw(step, learner, preview)
 
     def further_rates(self, rates: dict[str, float]) -> dict[str, float]:
         own = {f"{name}_lr": rates[name] for name in ("text_encoder", "text_encoder_2") if name in rates}
@@ -163,16 +172,15 @@ class Run(running.Running):
             return nullcontext()
         return packed(family_of(self.pipe).denoiser_of(self.pipe))
 
-    def _draw(self, step: int, learner: Learner) -> None:
+    def _draw(self, step: int, learner: Learner, preview: Preview) -> None:
         """Draw the previews of a step: process 0, or all of them where each has but a part of the model."""
-        assert self.preview is not None
         place = self.folder.samples if self.world.main else None
         if self._draws():
             with learner.averaged():
-                drawn = self.preview.draw(self.pipe, place, step, self.device, self._drawing_stops)
+                drawn = preview.draw(self.pipe, place, step, self.device, self._drawing_stops)
                 for path, seed in drawn:
                     self.samples.append(path)
-                    self.folder.emit("sample", step=step, path=str(path), prompt=self.preview.prompt, seed=seed)
+                    self.folder.emit("sample", step=step, path=str(path), prompt=preview.prompt, seed=seed)
                 if self.best is not None:
                     self.best.judge(step, [path for path, _ in drawn])
         self.world.wait()
@@ -194,13 +202,13 @@ class Run(running.Running):
             if self._draws():
                 preview.base(pipe, preview.prompt, device, stop)
             if self.world.any(False):
-                self._draw(start_step, learner)
+                self._draw(start_step, learner, preview)
             return
         pictures = map(read_image, photos.paths)
         self.best = Best(self.config, self.judges, pictures, preview, self.folder, self.saver.save_best)
         self.best.begin(lambda prompt: preview.base(pipe, prompt, device, stop), start_step)
         if self.world.any(self.best.missing(start_step, self.last_step)):
-            self._draw(start_step, learner)
+            self._draw(start_step, learner, preview)
 
     def set_training(self, mode: bool) -> None:
         """Train mode for what is trained: dropout and checkpointing are off without it."""

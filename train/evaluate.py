@@ -19,7 +19,6 @@ from PIL import Image
 
 import lora_diffusion as ld
 from train import environment, evaluate_report, metrics
-from train.dreambooth_save import model_label
 from train.encoders import Encoders, find_encoders
 from train.evaluate_config import EvaluateConfig, validate
 from train.evaluate_figures import Found, Reference, copies, figures, look, refer
@@ -28,6 +27,7 @@ from train.images import list_images, read_images
 from train.models import load_pipeline, resolve_device, resolve_precision
 from train.record import OnEvent
 from train.sample import parse_adapter
+from train.saving import model_label
 
 _NAME = "evaluated"
 

@@ -1,4 +1,4 @@
-"""The settings of `generate`: what to ask a language model, and how it writes. Imports neither torch nor transformers."""
+"""The settings of `generate`: what to ask a language model, and how it writes. No torch here."""
 
 from __future__ import annotations
 

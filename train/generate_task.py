@@ -13,6 +13,7 @@ from lora_diffusion.errors import ConfigError
 from lora_diffusion.methods.prompt_template import PromptTemplate
 from lora_diffusion.text import printable
 from train.config import from_dict, settings_of
+from train.generate_config import WITH_HEAD
 from train.text_columns import ANSWERS, CONTINUED, LABELS, SAID
 from train.text_config import METHODS, TextConfig, methods_of
 from train.text_facts import columns_in, labels_in
@@ -59,6 +60,8 @@ def asked_of(adapter: ld.Adapter | None, model: str, architecture: Any, task: st
     known = {item.name for item in settings_of(TextConfig)} - {*_LOCAL, "pretrained_model_name_or_path", "task"}
     values = {name: value for name, value in own.items() if name in known} if isinstance(own, Mapping) else {}
     chosen = task or _task_in(metadata, adapter) or _task_of(architecture)
+    if adapter is None and chosen in WITH_HEAD:
+        raise ConfigError(f"--task {chosen} needs an --adapter: the base model has no head for it")
     made = {"pretrained_model_name_or_path": model, "task": chosen}
     settings = from_dict(TextConfig, {**values, **made} if task in (None, metadata.get("task")) else made)
     unknown = [method for method in methods_of(settings) if method not in METHODS]
@@ -97,7 +100,7 @@ def row_of(asked: Asked, prompt: str) -> Row:
     """A prompt as a row of the task. Raises ConfigError where one text is not enough."""
     source = f"the prompt {printable(prompt, 60)!a}"
     if asked.task == "token-classification":
-        return Row({asked.settings.tokens_column: _WORDS.findall(prompt)}, source)
+        return Row({asked.settings.tokens_column: words_in(prompt)}, source)
     if asked.task == "question-answering":
         columns = [asked.settings.question_column, asked.settings.context_column]
     else:
@@ -108,6 +111,11 @@ def row_of(asked: Asked, prompt: str) -> Row:
             "an --input_file with these columns"
         )
     return Row({columns[0]: prompt}, source)
+
+
+def words_in(prompt: str, free: bool = True) -> list[str]:
+    """The words of a text, marks apart; or, not free, what has spaces between it."""
+    return _WORDS.findall(prompt) if free else prompt.split()
 
 
 def answerable(asked: Asked, rows: Sequence[Row]) -> list[Row]:
@@ -201,4 +209,4 @@ def _outputs(adapter: ld.Adapter | None) -> int | None:
     return None
 
 
-__all__ = ["Asked", "answerable", "asked_of", "prompt_columns", "row_of"]
+__all__ = ["Asked", "answerable", "asked_of", "prompt_columns", "row_of", "words_in"]

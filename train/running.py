@@ -62,6 +62,7 @@ class Running:
     ) -> None:  # fmt: skip
         self.config, self.folder, self.saver, self.world = config, folder, saver, world
         self.device, self.meter, self.should_stop = device, meter, should_stop
+        self.wishes: Callable[[], set[str]] | None = None
         self.losses: list[float] = []
         self.last_step: int = config.max_train_steps or 0
 
@@ -70,6 +71,9 @@ class Running:
 
     def watch(self, step: int, learner: Learner) -> None:
         """Called after every step and its checkpoint: previews, validation."""
+
+    def show(self, step: int, learner: Learner) -> None:
+        """Called after `watch` where somebody wishes to see now what it shows at times."""
 
     def enough(self) -> bool:
         """Whether the run has reached what it wanted before its last step. The same in all processes."""
@@ -103,9 +107,12 @@ class Running:
 
         def after_step(step: int) -> None:
             self.settle(step)
-            if step % config.checkpointing_steps == 0 or step == self.last_step:
+            wished = self._wished()
+            if step % config.checkpointing_steps == 0 or step == self.last_step or "save" in wished:
                 self.checkpoint(step, learner)
             self.watch(step, learner)
+            if "sample" in wished:
+                self.show(step, learner)
 
         began = time.perf_counter()
         if self.enough():
@@ -184,6 +191,15 @@ class Running:
     def further_rates(self, rates: dict[str, float]) -> dict[str, float]:
         """What a step's event says of learning rates beside the first."""
         return {f"lr/{name}": rate for name, rate in rates.items() if "/" in name}
+
+    def _wished(self) -> set[str]:
+        """What is wished for after this step: "sample", "save". The same in all processes."""
+        if self.wishes is None:
+            return set()
+        wished = self.wishes()
+        if self.world.size == 1:
+            return wished
+        return {wish for wish in ("sample", "save") if self.world.any(wish in wished)}
 
     def _report(self, report: loop.StepReport) -> dict[str, Any]:
         self.losses.append(report.loss)

@@ -47,6 +47,7 @@ def train(
     *,
     on_event: OnEvent | None = None,
     should_stop: Callable[[], bool] | None = None,
+    wishes: Callable[[], set[str]] | None = None,
 ) -> Result:
     """Run a text training from settings to files.
 
@@ -54,6 +55,7 @@ def train(
         config: see `TextConfig`. `resume_from_checkpoint=None` with `overwrite=True` always starts afresh.
         on_event: told of every event of `train.record`, as a dict.
         should_stop: asked after every step; True saves a checkpoint and the adapter, then returns.
+        wishes: asked after every step: "sample" in its answer validates now, "save" makes a checkpoint now.
 
     Raises:
         ConfigError, DatasetError, ModelNotFoundError: before anything is written.
@@ -68,7 +70,7 @@ def train(
     if config.fsdp:
         check_sharding()
     with joined(device, even_alone=config.fsdp) as world:
-        return _train(config, device, world, on_event, should_stop or (lambda: False), started)
+        return _train(config, device, world, on_event, should_stop or (lambda: False), wishes, started)
 
 
 def _train(
@@ -77,6 +79,7 @@ def _train(
     world: World,
     on_event: OnEvent | None,
     should_stop: Callable[[], bool],
+    wishes: Callable[[], set[str]] | None,
     started: float,
 ) -> Result:
     trackers = check_trackers(config.report_to)
@@ -98,7 +101,7 @@ def _train(
         precision=torch.float32 if own else PRECISIONS[config.mixed_precision], revision=config.revision,
         quantize=config.quantize, attention=config.attn_implementation,
     )  # fmt: skip
-    saver = TextSaver(folder, config, model, world)
+    saver = TextSaver(folder, config, model, parts.task, world)
     checkpoint = saver.find_checkpoint()
     if checkpoint is not None:
         check_same_run(checkpoint, config, world.size, saver.units)
@@ -109,7 +112,8 @@ def _train(
     world.agree({**{f"--{name}": value for name, value in deciding(config).items()}, "--fsdp": config.fsdp, **resumed})
     folder.open(to_dict(config), fresh=checkpoint is None, overwrite=config.overwrite)
     world.wait()  # what an earlier run left is gone
-    run = TextRun(config, model, parts, folder, saver, device, meter, should_stop, world)
+    run = TextRun(config, model, new, parts, folder, saver, device, meter, should_stop, world)
+    run.wishes = wishes
     with told(folder, lambda: _out_of_memory(config, parts)):
         tracking = Trackers(trackers if world.main else [], folder.path / config.logging_dir, to_dict(config))
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lora_diffusion.text import printable
+from train.pocket_text import NAMES
 from train.text_config import TextConfig, learning_rate_of, methods_of
 from train.text_task_names import TASK_TYPES
 
@@ -27,11 +29,19 @@ _CLASSES = {
 }
 
 
-def text_card(config: TextConfig, *, steps: int, figures: Mapping[str, Any], parameters: tuple[int, int]) -> str:
+def text_card(
+    config: TextConfig,
+    *,
+    steps: int,
+    figures: Mapping[str, Any],
+    parameters: tuple[int, int],
+    labels: Sequence[str] = (),
+) -> str:
     """The model card of a text run (Markdown). The same run always gives the same card.
 
     Args:
         figures: {"test": {name: value}, …}. parameters: how many are learned, and how many the model has.
+        labels: of a classification, in their order.
     """
     model, (learned, total) = config.pretrained_model_name_or_path, parameters
     front = ["---", "library_name: transformers", f"pipeline_tag: {_PIPELINES[config.task]}", f"tags: {_tags(config)}"]
@@ -43,6 +53,7 @@ def text_card(config: TextConfig, *, steps: int, figures: Mapping[str, Any], par
         ("task", config.task),
         ("method", config.method),
         ("learned parameters", f"{learned:,} beside {total:,} ({100 * learned / max(total, 1):.2f} %)"),
+        *([("labels", ", ".join(f"`{printable(name, 40)}`" for name in labels[:20]))] if labels else []),
         ("steps", f"{steps} × batch {config.train_batch_size} × accumulation {config.gradient_accumulation_steps}"),
         ("learning rate", rates),
         ("precision of the base", {"no": "fp32"}.get(config.mixed_precision, config.mixed_precision)),
@@ -61,7 +72,7 @@ def text_card(config: TextConfig, *, steps: int, figures: Mapping[str, Any], par
             "import lora_diffusion as ld",
             f"from transformers import {_CLASSES[config.task]}",
             "",
-            f"model = {_CLASSES[config.task]}.from_pretrained({json.dumps(model)}{_labels(config)})",
+            f"model = {_CLASSES[config.task]}.from_pretrained({_loadable(model)}{_labels(config, labels)})",
             'ld.load_adapter(model, "adapter.safetensors")',
             "```", "",
             "Made with lora_diffusion; `config.json` has every setting.", "",
@@ -74,5 +85,11 @@ def _tags(config: TextConfig) -> str:
     return "[" + ", ".join(dict.fromkeys([*methods_of(config), *(str(one).lower() for one in peft)])) + "]"
 
 
-def _labels(config: TextConfig) -> str:
-    return ", num_labels=…" if config.task.endswith("-classification") and not config.regression else ""
+def _labels(config: TextConfig, labels: Sequence[str]) -> str:
+    if not config.task.endswith("-classification"):
+        return ""
+    return f", num_labels={1 if config.regression else len(labels)}"
+
+
+def _loadable(model: str) -> str:
+    return f'"…/train/_pocket_text/{NAMES[model]}"' if model in NAMES else json.dumps(model)

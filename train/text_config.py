@@ -134,7 +134,7 @@ class TextConfig:
     )  # fmt: skip
     allowed_words_file: str | None = setting(
         None, "file with the words that masked-lm may choose from, one a line (default: all)", group="data",
-        metavar="FILE",
+        metavar="FILE", decides=False,
     )  # fmt: skip
     on_bad: str = setting(
         "error", "a row that cannot be used ends the run, or is left out and counted", group="data",

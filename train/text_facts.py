@@ -1,4 +1,4 @@
-"""What an adapter file has to say of its task for it to be asked later: the columns of its rows, the labels in order."""
+"""What an adapter file says of its task, so that it can be asked later: the columns of its rows, its labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ LONGEST = 500  # characters of a label or a column's name
 
 
 def task_facts(task: Task) -> dict[str, Any]:
-    """JSON values for the adapter's metadata, of a task that has seen the rows to train on."""
+    """JSON values for the adapter's metadata, of a task that has seen the rows to train on.
+
+    columns: those that no row can be without, but for the answer's.
+    """
     facts: dict[str, Any] = {}
     labels = getattr(task, "labels", None)
     if isinstance(labels, Labels):
@@ -22,7 +25,8 @@ def task_facts(task: Task) -> dict[str, Any]:
     if virtual is not None:
         facts["columns"] = virtual.columns
     elif isinstance(template, TextTemplate):
-        names = [name for text in (template.prompt, template.second or "") for _, name in parse(text)]
+        prompt = template.prompt if template.prompt_without is None else template.prompt_without
+        names = [name for text in (prompt, template.second or "") for _, name in parse(text)]
         facts["columns"] = list(dict.fromkeys(name for name in names if name is not None and name != MASK))
     return facts
 

@@ -41,9 +41,7 @@ def add_adapter(config: TextConfig, model: nn.Module, task_type: str | None, mod
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "adapter"))
     ld.add_adapter(model, configs_of(config, task_type, modules, place), NAME, generator=generator)
     for piece in installed(model).pieces.values():
-        if isinstance(
-            piece.config, PromptTuningConfig
-        ):  # what it began as is done with, and a path private
+        if isinstance(piece.config, PromptTuningConfig):  # what it began as is done with, and a path private
             piece.config = dataclasses.replace(
                 piece.config, prompt_tuning_init="RANDOM", prompt_tuning_init_text=None, tokenizer_name_or_path=None
             )

@@ -99,7 +99,7 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
     most = max(map(len, references))
     # sacrebleu takes one list for each place, with None where a prediction has fewer references
     places = [[own[n] if n < len(own) else None for own in references] for n in range(most)]
-    return float(BLEU().corpus_score(list(predictions), places).score)
+    return float(BLEU(force=True).corpus_score(list(predictions), places).score)
 
 
 def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

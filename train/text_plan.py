@@ -70,23 +70,27 @@ def plan_text(
             row, the one word of a cloze).
         processes: of a run with `--fsdp`.
     """
-    heads = head_modules(config, new_modules(model, []))
-    drawn = replace(config, init_lora_weights="kaiming", prompt_init="RANDOM", prompt_init_text=None)
-    answer = answer_length or _answer(config)
-    rows = config.train_batch_size
-    validated = config.validation_file is not None or config.validation_split is not None
-    judged = example_batch(config.task, config.validation_batch_size or rows, config.max_length or 1, answer)
-    job = _job(
-        config,
-        partial(loss_of, config.task),
-        example_batch(config.task, rows, config.max_length or 1, answer),
-        judged if validated else None,
-        configs_of(drawn, TASK_TYPES[config.task], heads),
-        processes,
-    )
+    job = text_job(config, model, answer_length=answer_length, processes=processes)
     cublas = CUBLAS_HOPPER if card is not None and card.hopper else CUBLAS
     phases = phases_of_text(model, job, device=device, cublas=cublas)
     return RunPlan(tuple(phases), device, CONTEXT if device == "cuda" else PROCESS)
+
+
+def text_job(config: TextConfig, model: nn.Module, *, answer_length: int | None = None, processes: int = 1) -> TextJob:
+    """What such a run does with the model: see `plan_text`."""
+    heads = head_modules(config, new_modules(model, []))
+    drawn = replace(config, init_lora_weights="kaiming", prompt_init="RANDOM", prompt_init_text=None)
+    length, answer = config.max_length or 1, answer_length or _answer(config)
+    rows, judged = config.train_batch_size, config.validation_batch_size or config.train_batch_size
+    validated = config.validation_file is not None or config.validation_split is not None
+    return _job(
+        config,
+        partial(loss_of, config.task),
+        example_batch(config.task, rows, length, answer),
+        example_batch(config.task, judged, length, answer) if validated else None,
+        configs_of(drawn, TASK_TYPES[config.task], heads),
+        processes,
+    )
 
 
 def plan_of_text_run(

@@ -42,16 +42,20 @@ class Result(running.Result):
 
 
 class TextRun(running.Running):
-    """One call of `train.text.train`, after everything that could be refused has been checked."""
+    """One call of `train.text.train`, after everything that could be refused has been checked.
+
+    Args:
+        new: the modules that the task has of its own, see `train.text_models.new_modules`.
+    """
 
     saver: TextSaver
 
     def __init__(
-        self, config: TextConfig, model: Any, parts: TextParts, folder: RunFolder, saver: TextSaver,
+        self, config: TextConfig, model: Any, new: list[str], parts: TextParts, folder: RunFolder, saver: TextSaver,
         device: torch.device, meter: MemoryMeter, should_stop: Callable[[], bool], world: World = ALONE,
     ) -> None:  # fmt: skip
         super().__init__(config, folder, saver, device, meter, should_stop, world)
-        self.model, self.parts = model, parts
+        self.model, self.parts, self.new = model, parts, new
         self.validation: Validation | None = None
         if parts.validation is not None:
             self.validation = Validation(
@@ -71,6 +75,12 @@ class TextRun(running.Running):
             **({"processes": self.world.size} if self.world.size > 1 else {}),
         )  # fmt: skip
         self.say_how_it_begins(checkpoint)
+        if self.new:
+            listed = ", ".join(self.new[:4]) + (", …" if len(self.new) > 4 else "")
+            if config.train_head:
+                folder.emit("note", message=f"the task's own layers are learned as a whole: {listed}")
+            else:
+                folder.emit("warning", message=f"the task's own layers, {listed}, are not learned: --no_train_head")
         for part, data in parts.all().items():
             folder.emit("note", message=f"{part} on {data.describe()}")
             for remark in data.remarks:
@@ -114,6 +124,19 @@ class TextRun(running.Running):
     def watch(self, step: int, learner: Learner) -> None:
         if self.validation is not None and self.validation.due(step, self.last_step):
             self._validate(step, learner)
+
+    def show(self, step: int, learner: Learner) -> None:
+        """Measure what a validation measures, unless that was just done. For the best step it does not count."""
+        if self.validation is None:
+            self.folder.emit("note", message="there is nothing to judge by: no validation was given")
+            return
+        if self.validation.due(step, self.last_step):
+            return
+        if self._measures():
+            with learner.averaged():
+                figures = self._measure(self.parts.validation)
+            self.folder.emit("metrics", part="asked", step=step, figures=figures)
+        self.world.wait()
 
     def enough(self) -> bool:
         """Process 0 knows the figures."""

@@ -57,6 +57,8 @@ class Validation:
             if self._folder.writes:
                 self.file.unlink(missing_ok=True)
             return
+        if not self._folder.events_file.is_file():
+            return
         for event in read_events(self._folder.events_file):
             if event["event"] == "metrics" and event["part"] == "validation" and 0 < event["step"] <= start_step:
                 self._known[event["step"]] = event["figures"]

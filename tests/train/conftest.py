@@ -167,10 +167,14 @@ def judge_folders(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFact
 def text_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of tiny language models of random weights, as `from_pretrained` loads them. Read only."""
     root = tmp_path_factory.mktemp("text_models")
-    forms = {"bert": "ForMaskedLM", "gpt2": "ForCausalLM", "llama": "ForCausalLM", "t5": "ForConditionalGeneration"}
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.2}
+    forms = {
+        "bert": "ForMaskedLM", "roberta": "ForMaskedLM", "deberta": "ForMaskedLM", "gpt2": "ForCausalLM",
+        "llama": "ForCausalLM", "t5": "ForConditionalGeneration",
+    }  # fmt: skip
     for family, form in forms.items():
         with torch.random.fork_rng(devices=[]):
-            model(family, form).save_pretrained(root / family)
+            model(family, form, **(still if family == "bert" else {})).save_pretrained(root / family)
         tokenizer(family).save_pretrained(root / family)
     return {family: root / family for family in forms}
 

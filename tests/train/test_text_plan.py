@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,23 @@ import torch
 from transformers import BertConfig, BloomConfig, GPT2Config, LlamaConfig, T5Config
 
 import lora_diffusion as ld
+from lora_diffusion.errors import ConfigError, ModelNotFoundError
 from lora_diffusion.planning.live_bytes import LiveBytes
-from train.quantise import quantise
+from train.quantise import planned_bytes, quantise
+from train.record import read_events
+from train.text import train
+from train.text_config import METHODS
 from train.text_methods import configs_of
 from train.text_models import new_modules
+from train.text_plan import longest, plan_text, resolved_text
+from train.text_plan_advice import advise_text
+from train.text_plan_architectures import TEXT_ARCHITECTURES
 from train.text_plan_batches import example_batch, loss_of
-from train.text_plan_config import TextPlanConfig
+from train.text_plan_config import TextPlanConfig, validate
+from train.text_plan_models import text_model
+from train.text_plan_parts import base_bytes, on_card
 from train.text_plan_phases import TextJob, phases_of_text
+from train.text_run import TextRun
 from train.text_task_names import TASK_TYPES
 
 GIB = 2**30
@@ -145,7 +156,7 @@ def test_a_plan_is_what_steps_take(kind: str, task: str, method: str, options: d
     job = TextJob(partial(loss_of, task), batch, batch, autocast=_half(precision), **options)
     plan = max(phase.plan.peak for phase in phases_of_text(model, job, device="cpu"))
     taken = counted(model, batch, task, autocast=_half(precision), **options)
-    assert 0.97 <= plan / taken <= 1.10, f"{plan} planned, {taken} taken"
+    assert 0.97 <= plan / taken <= 1.1, f"{plan} planned, {taken} taken"
 
 
 @pytest.mark.parametrize(
@@ -177,8 +188,8 @@ def test_the_architectures_have_their_models_parameters(name: str, task: str, co
 
 
 @pytest.fixture(scope="module")
-def gpt2() -> Any:
-    return text_model("gpt2", "causal-lm")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return text_model(str(folder(tmp_path_factory.mktemp("gpt2"), "gpt2", "causal-lm")), "causal-lm")
 
 
 def planned(model: Any, name: str, task: str = "causal-lm", answer: int | None = None, **settings: Any) -> Any:
@@ -215,7 +226,7 @@ def test_every_method_can_be_planned(tmp_path: Path) -> None:
 
 
 def test_learning_everything_takes_what_it_holds_four_times(tmp_path: Path) -> None:
-    """Weights, gradients, and two moments, in fp32, beside the base and the copy to step back to."""
+    """Weights, gradients, and two moments, in fp32."""
     model = text_model(str(folder(tmp_path, "llama", "causal-lm")), "causal-lm")
     batch = example_batch("causal-lm", 1, 8, 7)
     size = 4 * sum(p.numel() for p in model.parameters())
@@ -223,7 +234,7 @@ def test_learning_everything_takes_what_it_holds_four_times(tmp_path: Path) -> N
     job = TextJob(partial(loss_of, "causal-lm"), batch, copies=0)
     parts = max((phase.plan for phase in phases_of_text(model, job)), key=lambda plan: plan.peak).parts
     learned = parts["adapters"] + parts["gradients"] + parts["optimizer"]
-    assert 3.9 * size < learned < 4.1 * size
+    assert 3.5 * size < learned < 4.1 * size  # of the gradients, those that are there at the peak
 
 
 def test_a_base_in_four_bits_takes_what_quantise_makes_of_it() -> None:
@@ -234,37 +245,42 @@ def test_a_base_in_four_bits_takes_what_quantise_makes_of_it() -> None:
     assert abs(training.parts["weights"] / stored - 1) < 0.005
 
 
-def test_t5_keeps_its_wo_in_eight_bits() -> None:
+def test_t5_keeps_its_wo_in_eight_bits(tmp_path: Path) -> None:
     """It would cast activations to a 4-bit weight's storage type."""
-    model = text_model("t5-3b", "seq2seq-lm")
+    model = text_model(str(folder(tmp_path, "t5", "seq2seq-lm")), "seq2seq-lm")
     small = {"max_length": 16, "max_answer_length": 4, "train_batch_size": 1, "mixed_precision": "bf16"}
-    weights = planned(model, "t5-3b", "seq2seq-lm", quantize="nf4", **small).phases[0].plan.parts["weights"]
-    wo = 48 * 1024 * 16384
-    assert weights > planned_bytes(model, "nf4", torch.bfloat16) + 0.45 * wo
+    plan = planned(model, str(tmp_path), "seq2seq-lm", quantize="nf4", **small)
+    assert plan.phases[0].plan.parts["weights"] > planned_bytes(model, "nf4", torch.bfloat16)
 
 
-def test_bloomz_fits_where_it_should() -> None:
-    """LoRA on BLOOMZ-7B1, one row of 512 tokens: 17 GiB in bf16, 8 GiB in four bits."""
+def test_bloomz_fits_in_four_bits() -> None:
     model = text_model("bloomz-7b1", "causal-lm")
     one: dict[str, Any] = {"max_length": 512, "train_batch_size": 1, "gradient_checkpointing": True}
-    assert planned(model, "bloomz-7b1", **one).needed < 17 * GIB
     assert planned(model, "bloomz-7b1", quantize="nf4", **one).needed < 8 * GIB
-    del one["gradient_checkpointing"]
-    assert planned(model, "bloomz-7b1", **one).needed < 19 * GIB
 
 
-def test_a_base_in_parts() -> None:
-    model = text_model("llama-3.2-1b", "causal-lm")
+@pytest.mark.slow
+def test_bloomz_fits_in_half_precision() -> None:
+    model = text_model("bloomz-7b1", "causal-lm")
+    short: dict[str, Any] = {"max_length": 64, "train_batch_size": 1}
+    long: dict[str, Any] = {"max_length": 512, "train_batch_size": 1, "gradient_checkpointing": True}
+    assert planned(model, "bloomz-7b1", **short).needed < 17 * GIB
+    assert planned(model, "bloomz-7b1", **long).needed < 17 * GIB
+    assert planned(model, "bloomz-7b1", quantize="nf4", **short).needed < 8 * GIB
+
+
+def test_a_base_in_parts(tmp_path: Path) -> None:
+    model = text_model(str(folder(tmp_path, "llama", "causal-lm")), "causal-lm")
     block = sum(p.numel() for p in model.model.layers[0].parameters()) * 4
-    rest = base_bytes(model) - 16 * block
+    rest = base_bytes(model) - 2 * block
     assert on_card(model, processes=1, offload=True) == [0, max(2 * rest, rest + 3 * block)]
     assert on_card(model, processes=4, offload=False)[0] == base_bytes(model) // 4
-    one: dict[str, Any] = {"max_length": 64, "train_batch_size": 1, "fsdp": True}
+    one: dict[str, Any] = {"max_length": 64, "train_batch_size": 1}
     whole, parts = (
-        next(phase.plan.parts for phase in planned(model, "llama-3.2-1b", **more).phases if phase.name == "training")
-        for more in ({**one, "fsdp": False}, {**one, "fsdp_cpu_offload": True})
+        next(phase.plan.parts for phase in planned(model, str(tmp_path), **more).phases if phase.name == "training")
+        for more in (one, {**one, "fsdp": True, "fsdp_cpu_offload": True})
     )
-    assert parts["weights"] < 0.6 * whole["weights"]
+    assert parts["weights"] == max(2 * rest, rest + 3 * block) // 2  # bf16
     assert abs(parts["activations"] / whole["activations"] - 1) < 0.01
 
 
@@ -290,18 +306,44 @@ def test_the_longest_rows() -> None:
     assert [(one.length, one.counted) for one in longest(rows, 2)] == [(9, 4), (9, 1)]
 
 
-def test_a_runs_own_plan_is_near_what_it_takes(tmp_path: Path) -> None:
-    """In this process; what was freed before is used again, so the plan may be above."""
-    place = folder(tmp_path, "llama", "causal-lm")
-    config = resolved_text(TextPlanConfig(str(place), "causal-lm"), real("llama", "causal-lm"), device="cpu")
-    model = real("llama", "causal-lm")
-    ld.add_adapter(model, ld.LoraConfig(r=4))
-    device, batch = torch.device("cpu"), filled("causal-lm")
-    meter = MemoryMeter(device)
-    plan = plan_of_text_run(config, model, device, meter, loss=partial(loss_of, "causal-lm"), batch=batch)
-    assert [phase.name for phase in plan.phases] == ["loading", "training", "saving"]
-    taken = meter.now()
-    assert 0.9 < plan.peak / max(taken, meter.peak()) < 1.25
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("sequence-classification", {}),
+        ("sequence-classification", {"method": "houlsby", "train_batch_size": 2, "validates": True}),
+        ("causal-lm", {"gradient_accumulation_steps": 2, "validates": True}),
+        ("causal-lm", {"method": "full"}),
+        ("seq2seq-lm", {"mixed_precision": "bf16"}),
+        ("masked-lm", {"gradient_checkpointing": True}),
+    ],
+)
+def test_a_runs_own_plan_is_what_it_takes(
+    task: str, settings: dict[str, Any], make_text_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors counted from the time when the model is loaded, and the process as a whole."""
+    settings = dict(settings)
+    config = make_text_config(task, max_train_steps=4, **{k: v for k, v in settings.items() if k != "validates"})
+    if settings.get("validates"):
+        config = replace(config, validation_file=config.train_file, validation_steps=2)
+    config = replace(config, plan=False)
+    live, plans, go = LiveBytes(), [], TextRun.go
+
+    def counting(self: TextRun, *arguments: Any) -> Any:
+        self.config = replace(self.config, plan=True)
+        assert self._plan(self._batches()) is not None
+        plans.append(read_events(self.folder.path / "events.jsonl")[-1])
+        self.config = replace(self.config, plan=False)
+        with live:
+            for tensor in (*self.model.parameters(), *self.model.buffers()):
+                live.adopt(tensor, "weights")
+            return go(self, *arguments)
+
+    monkeypatch.setattr(TextRun, "go", counting)
+    result = train(config)
+    (plan,) = plans
+    tensors = max(phase["peak"] for phase in plan["phases"].values())
+    assert 0.97 <= tensors / live.peak <= 1.1, f"{tensors} planned, {live.peak} taken"
+    assert 0.9 < plan["peak"] / result.peak_memory_bytes < 1.25  # of a process that ran other tests
 
 
 def test_the_first_change_that_is_enough(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ Make = Callable[..., TextConfig]
 REPOSITORY = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
-# Everything that has a state: momentum, a schedule, the base's own dropout, two methods, a head, an epoch in the middle.
+# Everything that has a state: momentum, a schedule, dropout, two methods, a head, an epoch in the middle.
 EVERYTHING: dict[str, Any] = {
     "max_train_steps": 10,
     "checkpointing_steps": 3,
