@@ -84,7 +84,7 @@ def _tables(facts: dict[str, Any]) -> list[str]:
 def _fit(adapter: Any, made_for: str | None, model: str, variant: str | None) -> dict[str, Any]:
     """Whether the adapter fits a model folder, as JSON values."""
     from lora_diffusion.folder_match import match_folder
-    from train.dreambooth_save import model_label
+    from train.saving import model_label
 
     folder = model_folder(model, variant)
     report, _ = match_folder(adapter, folder)

@@ -13,7 +13,7 @@ def extract(config: ExtractConfig, debug: bool) -> int:
     check_output(config.output, config.to)
     _quieten(debug)
     import lora_diffusion as ld
-    from train.dreambooth_save import model_label
+    from train.saving import model_label
 
     with progress("tensors compared") as said:
         named: tuple[str, ...] | str = config.target_modules or "all"
