@@ -29,6 +29,7 @@ OTHER_SUFFIXES = (
 )  # fmt: skip
 MAX_PIXELS = 100_000_000  # 10,000 × 10,000: 300 MB as RGB
 MIN_SIDE = 8
+MAX_SHAPE = 32  # longer side to shorter: a strip grows by its square when it is scaled to cover a picture
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def _read(path: Path) -> Picture:
                 )
             if min(width, height) < MIN_SIDE:
                 raise DatasetError(f"{path} has only {width}×{height} pixels; it cannot be trained on")
+            if max(width, height) > MAX_SHAPE * min(width, height):
+                raise DatasetError(f"{path} is a strip of {width}×{height} pixels; crop it to what it shows")
             remarks: tuple[str, ...] = ()
             # The second picture of an MPO is a camera's preview or depth map, not an animation.
             if getattr(image, "is_animated", False) and image.format != "MPO":

@@ -151,3 +151,9 @@ def test_the_fingerprint_is_of_contents(photos: Path, tmp_path: Path) -> None:
     copy = tmp_path / "other-name.png"
     copy.write_bytes((photos / "0.png").read_bytes())
     assert fingerprint([copy]) == fingerprint([photos / "0.png"]) != fingerprint([photos / "1.png"])
+
+
+def test_a_strip_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4000, 8)).save(tmp_path / "strip.png")
+    with pytest.raises(DatasetError, match="strip of 4000×8 pixels; crop it"):
+        read_image(tmp_path / "strip.png")
