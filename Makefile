@@ -1,4 +1,5 @@
 # make demo      set up, then five photos -> adapter -> pictures (runs/demo/)
+# make app       set up, then the page in the browser, on the embedded model
 # make test      set up, then lint, types and the default tests
 # make test-all  the slow tests too
 PYTHON ?= python3
@@ -6,9 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY := $(VENV)/.ready
+APP := $(VENV)/.ready-app
 DEV := $(VENV)/.ready-dev
 
-.PHONY: demo test test-all lint setup clean
+.PHONY: demo app test test-all lint setup clean
 
 setup: $(DEV)
 
@@ -22,6 +24,13 @@ $(READY): pyproject.toml constraints.txt
 $(DEV): $(READY)
 	$(PIP) -e '.[app,dev]'
 	touch $(DEV)
+
+$(APP): $(READY)
+	$(PIP) -e '.[app]'
+	touch $(APP)
+
+app: $(APP)
+	$(BIN)/lora-diffusion app --open
 
 demo: $(READY)
 	$(BIN)/lora-diffusion demo

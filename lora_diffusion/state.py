@@ -81,7 +81,8 @@ class ComponentState:
                 for piece in installed.pieces.values():
                     piece.act(acting.get(name, 0.0))
         for layer, names in self._carriers:
-            layer.set_weights({name: acting.get(name) for name in names})
+            off = {name: None for name in names if name not in acting}
+            layer.set_weights({**off, **{name: weight for name, weight in acting.items() if name in names}})
         self._plan_rows()
 
     def _plan_rows(self) -> None:

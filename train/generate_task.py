@@ -108,7 +108,7 @@ def row_of(asked: Asked, prompt: str) -> Row:
     if len(columns) != 1:
         raise ConfigError(
             f"one prompt is not enough: the adapter was trained on {' and '.join(map(ascii, columns)) or 'rows'}; give "
-            "an --input_file with these columns"
+            "these apart, as columns of an --input_file or as fields"
         )
     return Row({columns[0]: prompt}, source)
 

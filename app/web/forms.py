@@ -170,7 +170,9 @@ class Form:
             return gr.Checkbox(**said)
         if item.choices is not None:
             choices = [(one, one) for one in item.choices]
-            return gr.Dropdown([("(default)", ""), *choices] if item.optional else choices, **said)
+            if item.optional:
+                return gr.Dropdown([("(default)", ""), *choices], **said)
+            return gr.Dropdown(choices, **{**said, "value": value or None})
         if item.kind is not str and not item.optional:
             return gr.Number(precision=0 if item.kind is int else None, **said)
         return gr.Textbox(lines=2 if item.repeated else 1, placeholder="(default)" if item.optional else None, **said)

@@ -50,8 +50,8 @@ class Base:
     def active(self, wanted: Sequence[tuple[Path, Weight]]) -> Iterator[list[Loaded]]:
         """Within it exactly these adapters act; after it none does, whatever happened.
 
-        A layer adds up its adapters in the order in which they came, and sums of floats depend on it by rounding. So
-        they are brought into the order of their names, and a picture does not depend on what was drawn before.
+        A layer adds up its adapters in the order in which they came and began to act, and a sum of floats depends on
+        its order. So they are brought into the order of their files, whatever was drawn before.
 
         Raises:
             AdapterFormatError, AdapterMismatchError: a file that is no adapter, or not one for this model.
@@ -66,6 +66,7 @@ class Base:
                 last = there[path].number
                 loaded.append(there[path])
             loaded = [there[path] for path, _ in wanted]
+            ld.set_adapters(self.pipe, [])  # what was just loaded acts already, and would come first
             ld.set_adapters(self.pipe, [one.name for one in loaded], [self._weight(weight) for _, weight in wanted])
             if any(one.zero_snr for one in loaded):
                 self.pipe.scheduler = with_zero_snr(scheduler)

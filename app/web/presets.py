@@ -20,10 +20,11 @@ class Preset:
 
 
 def prompts_of(word: str, class_word: str, *, style: bool = False) -> dict[str, str | None]:
-    """`instance_prompt` and `class_prompt` of a subject: the rare word, and what kind of thing it is."""
+    """`instance_prompt` and `class_prompt` of a subject: the rare word, and what kind of thing it is. Texts about a
+    style also need the `subject_token`, which stands in them."""
     word, kind = " ".join(word.split()), " ".join(class_word.split())
     if style:
-        return {"instance_prompt": f"a picture in the style of {word}", "class_prompt": None}
+        return {"instance_prompt": f"a picture in the style of {word}", "class_prompt": None, "subject_token": word}
     return {"instance_prompt": f"a photo of {word} {kind}".rstrip(), "class_prompt": class_prompt_of(kind)}
 
 

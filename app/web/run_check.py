@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -223,18 +224,36 @@ def _samples(config: Any) -> int:
 
 def _seconds_per_sample(view: JobView, recipe: str, config: Any) -> float | None:
     """What one sample of one step took in an earlier run, where it is comparable."""
-    same = view.recipe == recipe and view.step >= 20 and all(
-        view.settings.get(name) == (getattr(config, name) or None)
+    if view.recipe != recipe or any(
+        view.settings.get(name) != (getattr(config, name) or None)
         for name in ("pretrained_model_name_or_path", "resolution")
         if hasattr(config, name)
-    )  # fmt: skip
-    if not same or view.attempt != 1 or not view.started or not view.ended:
+    ):
         return None
+    speed = _last_speed(view.folder / "events.jsonl")
     try:
         old = from_dict(named(RECIPES[recipe][0]), {**view.settings, "output_dir": "run"})
     except LoraDiffusionError:
         return None
-    return max(0.0, view.ended - view.started - LOADING) / (view.step * _samples(old))
+    return None if speed is None else 1 / (speed * _samples(old))
+
+
+def _last_speed(file: Path) -> float | None:
+    """Steps per second at the end of a run's events."""
+    try:
+        with file.open("rb") as events:
+            events.seek(max(0, events.seek(0, 2) - 65_536))
+            lines = events.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            speed = json.loads(line).get("speed")
+        except (ValueError, AttributeError):
+            continue
+        if isinstance(speed, int | float) and speed > 0:
+            return float(speed)
+    return None
 
 
 def in_lines(check: RunCheck) -> list[tuple[str, str]]:

@@ -60,6 +60,7 @@ CSS = """
 .card table, .card tr, .card tbody { border: none !important; }
 #previews .grid-wrap, #run-samples .grid-wrap, #pictures .grid-wrap, #earlier .grid-wrap { min-height: 0; height: auto;
   max-height: none; padding-top: 1.8rem; }
+#grid .image-container { padding-top: 1.8rem; }
 .cards article { border: 1px solid var(--border-color-primary); border-radius: var(--radius-md); padding: 0.7rem;
   background: var(--block-background-fill); min-width: 0; overflow-wrap: anywhere; }
 .shelf { display: grid; gap: 0.8rem;

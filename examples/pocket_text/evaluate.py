@@ -21,7 +21,7 @@ from training import machine
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 HERE = Path(__file__).parent
-BATCHES = 40
+BATCHES = 20
 OPENINGS = ("one day", "anna went to the market to buy bread .", "the sun was shining , so tom and rosa")
 
 
@@ -38,7 +38,7 @@ def losses(model, rows_class, tokenizer, longest: int) -> dict[str, float]:  # t
     corpora = {"all": Corpus("evaluation", held_out())} | {kind: _OneKind(kind) for kind in SHARES}
     found: dict[str, float] = {}
     for name, corpus in corpora.items():
-        nats = held_out_loss(model, rows_class(tokenizer, corpus, 2048, longest), BATCHES if name == "all" else 8)
+        nats = held_out_loss(model, rows_class(tokenizer, corpus, 2048, longest), BATCHES if name == "all" else 4)
         found[name] = round(perplexity(nats), 3)
     return found
 

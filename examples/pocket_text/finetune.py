@@ -90,7 +90,7 @@ def main() -> None:
             found.setdefault(task, {})[name] = runs
             print(task, name, json.dumps(runs), flush=True)
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        args.out.write_text(json.dumps({"epochs": args.epochs, "tasks": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class BertRows:
         self.mask, self.pad = tokenizer.mask_token_id, tokenizer.pad_token_id
 
     def batch(self) -> MaskedRows:
-        return self._masked(self._packed(64) if self.rng.random() < PACKED else self._single(32))
+        return self._masked(self._packed(64) if self.rng.random() < PACKED else self._single(64))
 
     def _encode(self, documents: list[Document]) -> list[tuple[list[int], int]]:
         """Ids of each document and the id of the word worth asking for (-1 where none)."""

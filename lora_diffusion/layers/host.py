@@ -116,11 +116,11 @@ class AdaptedModule(SwappedModule):
         del self._modules[_PREFIX + name]
 
     def set_weights(self, weights: Mapping[str, float | None]) -> None:
-        """Activate adapters with a weight, or with None deactivate them. Those not mentioned keep theirs."""
+        """Activate adapters with a weight, or with None deactivate them, in the order in which their terms are added.
+        Those not mentioned keep theirs."""
         for name, weight in weights.items():
-            if weight is None:
-                self._weights.pop(name, None)
-            else:
+            self._weights.pop(name, None)
+            if weight is not None:
                 self._weights[name] = weight
         parts = [(self.part(name), value) for name, value in self._weights.items() if value != 0.0]
         self._active = tuple([(part, part.scale * value) for part, value in parts])

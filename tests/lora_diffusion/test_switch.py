@@ -128,3 +128,19 @@ def test_misuse_changes_nothing(two: nn.Module, names: Any, weights: Any, words:
     with pytest.raises(ld.ConfigError, match=words):
         ld.set_adapters(two, names, weights)
     assert ld.active_adapters(two) == before
+
+
+def test_the_order_of_names_is_the_order_of_terms() -> None:
+    """What was loaded or active before changes no bit of a sum."""
+    outputs = []
+    for order in (["a", "b", "c"], ["c", "b", "a"]):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+        for name in order:
+            config = ld.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+            ld.add_adapter(model, config, name, generator=torch.Generator().manual_seed(ord(name)))
+        ld.set_adapters(model, order[:1])
+        ld.set_adapters(model, ["b", "a", "c"], [0.7, 0.9, 1.1])
+        with torch.no_grad():
+            outputs.append(model(torch.linspace(-1, 1, 64 * 8).view(8, 64)))
+    assert torch.equal(*outputs)

@@ -172,7 +172,7 @@ def test_pairs_need_rows(make_text_config: Make, tmp_path: Path) -> None:
     config = make_text_config(**QUICK)
     told = trained(config)
     asked = GenerateConfig(config.pretrained_model_name_or_path, (told,), prompt=("Anna",))
-    with pytest.raises(ConfigError, match="trained on 'premise' and 'hypothesis'; give an --input_file"):
+    with pytest.raises(ConfigError, match="trained on 'premise' and 'hypothesis'; give these apart"):
         answers(asked)
     rows = lines(tmp_path / "pairs.jsonl", [{"premise": "Anna lives in Paris .", "hypothesis": "in Paris"}])
     [found] = answers(replace(asked, prompt=(), input_file=rows))

@@ -28,7 +28,7 @@ class Runs:
             [], value=None, label="Run", info="The one that is watched below", interactive=True, elem_id="run-choice"
         )  # fmt: skip
         self.status = gr.HTML(_NONE, elem_classes="status", elem_id="run-status", container=True)
-        with gr.Row(elem_classes="buttons"):
+        with gr.Row(elem_classes="buttons", equal_height=True):
             self.stop = gr.Button("Stop, keeping what was learned", variant="stop", interactive=False)
             self.resume = gr.Button("Resume", interactive=False)
             self.sample = gr.Button("Sample now", interactive=False)
@@ -52,9 +52,9 @@ class Runs:
                     elem_id="run-samples", visible=False,
                 )  # fmt: skip
         self.log = gr.Textbox(
-            label="Last lines of the log", lines=6, max_lines=12, interactive=False, elem_classes="log", autoscroll=True
+            label="Last lines of the log", lines=6, max_lines=16, interactive=False, elem_classes="log", autoscroll=True
         )
-        with gr.Row(elem_classes="buttons"):
+        with gr.Row(elem_classes="buttons", equal_height=True):
             self.file = gr.DownloadButton("Download the adapter", interactive=False)
             self.again = gr.Button("Start again from the beginning", interactive=False)
             self.remove = gr.Button("Remove this run", interactive=False)
@@ -116,7 +116,7 @@ class Runs:
             self.loss: _curves(view),
             self.metrics: _figures(view),
             self.samples: [(str(one.path), f"step {one.step}, seed {one.seed}") for one in view.samples],
-            self.log: "\n".join(view.log_tail),
+            self.log: "\n".join(view.log_tail[-10:]),
             self.file: str(view.adapter) if view.adapter and over else None,
         }
 
@@ -250,6 +250,7 @@ def _figures(view: JobView) -> list[tuple[int, float, str]]:
 
 
 def _frame(rows: list[tuple[int, float, str]], value: str, series: str) -> Any:
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
-    return pd.DataFrame(rows, columns=["step", value, series])
+    kinds = {"step": "int64", value: "float64", series: "str"}  # an empty table must not become one of names
+    return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)

@@ -32,7 +32,7 @@ class LibraryView:
             "", label="What was done or found", lines=2, max_lines=16, interactive=False, elem_id="library-told",
             placeholder="Choose an adapter and press one of the buttons.",
         )  # fmt: skip
-        with gr.Row(elem_classes="buttons"):
+        with gr.Row(elem_classes="buttons", equal_height=True):
             self.inspect = gr.Button("What is in it?")
             self.keep = gr.Button("Keep a copy of the run's result")
             self.delete = gr.Button("Delete", variant="stop")

@@ -35,7 +35,8 @@ class Sample:
             placeholder="a photo of sks creature in a forest",
         )  # fmt: skip
         self.negative = gr.Textbox("", label="Negative prompt", info="What to stay away from")
-        self.adapters, self.weights = [], []
+        self.adapters: list[gr.Dropdown] = []
+        self.weights: list[gr.Slider] = []
         self._adapter_row(1)
         with gr.Accordion("More adapters", open=False):
             for number in range(2, ROWS + 1):
@@ -74,7 +75,7 @@ class Sample:
             )
 
     def _results_part(self) -> None:
-        with gr.Row(elem_classes="buttons"):
+        with gr.Row(elem_classes="buttons", equal_height=True):
             self.draw = gr.Button("Draw", variant="primary", elem_id="draw")
             self.compare = gr.Button("Compare with the base", elem_id="compare")
             self.stop = gr.Button("Stop", elem_id="stop-drawing")

@@ -23,7 +23,7 @@ class Write:
             with gr.Column(scale=2, min_width=300):
                 self._request_part()
             with gr.Column(scale=3, min_width=300):
-                with gr.Row(elem_classes="buttons"):
+                with gr.Row(elem_classes="buttons", equal_height=True):
                     self.write = gr.Button("Write", variant="primary", elem_id="write")
                     self.compare = gr.Button("Compare with the base", elem_id="compare-text")
                     self.stop = gr.Button("Stop")
@@ -44,7 +44,8 @@ class Write:
             "", label="Prompt", lines=5, info="A text to go on from, to judge, or with {mask} to fill",
             elem_id="text-prompt",
         )  # fmt: skip
-        self.adapters, self.weights = [], []
+        self.adapters: list[gr.Dropdown] = []
+        self.weights: list[gr.Slider] = []
         for number in range(1, ROWS + 1):
             with gr.Row(elem_classes="fields"):
                 label = f"Text adapter {number}"

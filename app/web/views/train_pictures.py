@@ -192,6 +192,7 @@ class TrainPictures:
         prompt = (data[self.prompt] or "").strip()
         return {
             "caption_fallback": True,  # a photo without a caption has the prompt, as the page says
+            **(prompts_of(data[self.word] or "", "", style=True) if data[self.preset] == "style" else {}),
             **self.form.read(data),
             "pretrained_model_name_or_path": data[self.model],
             "instance_data_dir": str(upload_folder(self.context.workspace, data[self.upload])),

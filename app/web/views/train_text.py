@@ -96,7 +96,7 @@ class TrainText:
     def _start_part(self) -> None:
         gr.Markdown("## 3. Start", elem_classes="note")
         self.card = gr.HTML(_NO_CARD, elem_classes="card", elem_id="text-card", container=True)
-        with gr.Row(elem_classes="buttons"):
+        with gr.Row(elem_classes="buttons", equal_height=True):
             self.check = gr.Button("Check again")
             self.button = gr.Button("Start training", variant="primary", elem_id="start-text")
 

@@ -58,6 +58,17 @@ def test_adapters_act_with_their_weights_and_leave_nothing(pictures: Pictures, r
     assert over.notes == ["ink: the prompt's weight is used, 0.9"]
 
 
+@pytest.mark.parametrize("before", [("rex",), ("ink",), ("rex", "ink"), ("ink", "rex")])
+def test_a_picture_does_not_depend_on_what_was_drawn_before(
+    pictures: Pictures, request_: Request, before: tuple[str, ...]
+) -> None:
+    both = replace(request_, adapters=[("rex", 0.5), ("ink", 0.5)])
+    expected = Pictures(pictures.workspace, LIMITS, device="cpu").draw(both).paths[0].read_bytes()
+    for name in before:
+        pictures.draw(replace(request_, adapters=[(name, 1.0)]))
+    assert [pictures.draw(both).paths[0].read_bytes() for _ in range(2)] == [expected] * 2
+
+
 def test_a_weight_for_each_component(pictures: Pictures, request_: Request, shelf: Path) -> None:
     pipe = load_pipeline(request_.model)
     ld.load_adapter(pipe, shelf / "adapters" / "rex.safetensors", "rex", {"unet": 0.8, "text_encoder": 0.0})

@@ -1,0 +1,110 @@
+"""The repository as a Hugging Face Space: its front matter, and the file that is started, in the environments there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+gradio_client = pytest.importorskip("gradio_client")
+pytest.importorskip("gradio")
+
+from app.web.main import make
+from app.web_config import AppConfig
+from tests.app.web.served import REPOSITORY, Served, served
+
+FRONT = REPOSITORY / "docs" / "space" / "README.md"
+MAIN = REPOSITORY / "app" / "web" / "main.py"
+SPACE = {"SPACE_ID": "somebody/lora-diffusion", "SYSTEM": "spaces"}
+ZERO = {**SPACE, "SPACES_ZERO_GPU": "true"}
+KEY = "a key of a visitor alone"
+
+
+def front_matter() -> dict[str, str]:
+    text = FRONT.read_text(encoding="utf-8")
+    assert text.startswith("---\n"), "the front matter has to be the first bytes"
+    lines = [line for line in text.split("---\n")[1].splitlines() if line.strip() and not line.startswith(" ")]
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_the_front_matter_says_what_is_so() -> None:
+    said = front_matter()
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert said["sdk"] == "gradio" and (REPOSITORY / said["app_file"]) == MAIN
+    assert said["sdk_version"] == version("gradio") and f"gradio=={version('gradio')}" in (
+        REPOSITORY / "constraints.txt"
+    ).read_text(encoding="utf-8")
+    lowest = re.search(r"(\d+)\.(\d+)", project["requires-python"])
+    assert lowest is not None
+    assert tuple(map(int, said["python_version"].strip('"').split(".")[:2])) >= tuple(map(int, lowest.groups()))
+    assert len(said["short_description"]) <= 60 and said["license"] == "apache-2.0"
+    assert said["colorFrom"] in said["colorTo"] or {said["colorFrom"], said["colorTo"]} <= {
+        "red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"
+    }  # fmt: skip
+
+
+def test_requirements_are_those_of_the_project() -> None:
+    """A Space installs requirements.txt alone, before the repository is there, and Gradio by its sdk_version."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+    assert set(project["dependencies"]) <= set(wanted)
+    assert not [line for line in wanted if line.startswith((".", "-", "gradio"))]
+
+
+def start(tmp_path: Path, environment: Mapping[str, str]) -> Any:
+    """As a Space starts it: the file, by Python, from a folder that the app may write into."""
+    return served(
+        tmp_path / "lora-diffusion-app", command=[str(MAIN)], cwd=tmp_path, environment=environment
+    )  # fmt: skip
+
+
+def shown(app: Served) -> str:
+    """All that the page says before anybody touches it."""
+    import json
+    import urllib.request
+
+    with urllib.request.urlopen(f"{app.url}/config", timeout=30) as answer:
+        return json.dumps(json.load(answer))
+
+
+def test_a_space_for_all_draws_and_does_not_train(tmp_path: Path) -> None:
+    with start(tmp_path, SPACE) as app:
+        page = shown(app)
+        assert "all visitors share this Space" in page and "Duplicate this Space" in page
+        client = gradio_client.Client(app.url, verbose=False, analytics_enabled=False)
+        drawn = client.predict("a photo of a ball", seed=1, steps=2, key=KEY, api_name="/sample")
+        assert len(drawn["pictures"]) == 1
+        with pytest.raises(gradio_client.exceptions.AppError, match="all visitors share this Space"):
+            client.predict("dreambooth", {"instance_prompt": "a dog"}, key=KEY, api_name="/train")
+        with pytest.raises(gradio_client.exceptions.AppError, match="key"):
+            client.predict("a photo of a ball", api_name="/sample")
+        with pytest.raises(gradio_client.exceptions.AppError, match="steps"):
+            client.predict("a photo of a ball", steps=51, key=KEY, api_name="/sample")
+        with pytest.raises(gradio_client.exceptions.AppError, match="model"):
+            client.predict("a photo of a ball", model="somebody/else", key=KEY, api_name="/sample")
+        assert (tmp_path / "lora-diffusion-app").is_dir() and "Traceback" not in app.log
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [(ZERO, "training takes minutes"), ({**ZERO, "LORA_DIFFUSION_TRAINING": "1"}, "training takes minutes"),
+     ({**SPACE, "LORA_DIFFUSION_TRAINING": "1"}, None)],
+    ids=["zero-gpu", "zero-gpu-wished", "a copy"],
+)  # fmt: skip
+def test_who_may_train(
+    environment: dict[str, str], reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    context, page = make(AppConfig(host="0.0.0.0", root=str(tmp_path / "app")))
+    text = str(page.get_config_file())
+    assert context.place.training_allowed is (reason is None)
+    assert ("Duplicate this Space" in text) is (reason is not None)
+    assert reason is None or reason in text
+    assert context.limits.private_runs and context.limits.models is not None
