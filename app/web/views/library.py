@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import Any
@@ -146,11 +147,8 @@ class LibraryView:
 
     @guarded
     def on_inspect(self, chosen: str | None, visitor: str | None) -> str:
-        import lora_diffusion as ld
-        from app.web.library_actions import load_report
-
         record = self._record(chosen, visitor)
-        return f"{record.name}\n{load_report(ld.read_adapter(record.path), record.base)}"
+        return f"{record.name}\n{self.context.library.report(record.id, owner=self.context.owner(visitor))}"
 
     @guarded
     def on_keep(self, chosen: str | None, visitor: str | None) -> tuple[str, str]:
@@ -188,8 +186,9 @@ class LibraryView:
 
     @guarded
     def on_resize(self, chosen: str | None, visitor: str | None, rank: float | None, name: str) -> tuple[str, str]:
+        wanted = int(rank) if rank is not None and math.isfinite(rank) else 0
         record = self.context.library.resize(
-            _id(chosen), int(rank or 0), name=(name or "").strip() or None, owner=self.context.owner(visitor)
+            _id(chosen), wanted, name=(name or "").strip() or None, owner=self.context.owner(visitor)
         )
         return f"{record.name} has rank {record.rank} and {_size(record.size_bytes)}.", record.id
 
@@ -248,7 +247,11 @@ def _size(size: int) -> str:
 
 
 def _shelf(records: list[Any]) -> str:
-    return f'<div class="shelf">{"".join(map(_card, records))}</div>' if records else _EMPTY
+    return (
+        f'<div class="shelf" tabindex="0" role="region" aria-label="Adapters">{"".join(map(_card, records))}</div>'
+        if records
+        else _EMPTY
+    )
 
 
 def _card(record: Any) -> str:
