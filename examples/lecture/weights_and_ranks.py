@@ -55,7 +55,10 @@ def settings_of(choice: Choice, rate: float, seed: int) -> dict[str, Any]:
 
 def rate() -> float:
     """The one that the comparison of methods chose for LoRA of rank 8 on W_q and W_v."""
-    return rate_of(LORA, TASK, Results(RESULTS / "methods.json", MODEL)) or 3e-3
+    found = rate_of(LORA, TASK, Results(RESULTS / "methods.json", MODEL))
+    if found is None:
+        raise SystemExit(f"LoRA's learning rate on {TASK} is not chosen yet for these weights: run methods.py first")
+    return found
 
 
 def sweep(results: Results, share: str) -> None:

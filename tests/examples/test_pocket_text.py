@@ -45,12 +45,12 @@ def test_a_seed_gives_the_same_corpus_and_another_seed_another():
 
 def test_nothing_held_out_is_in_the_corpus():
     """Validation and test rows never appear, not even as the beginning of a document."""
-    texts = [d.text for d in Corpus("any", held_out()).take(30_000)]
+    texts = [d.text for d in Corpus("any", held_out()).take(15_000)]
     keys = held_out()
     assert not keys.intersection(texts)
     reviews = {row["text"] for split in SPLITS[1:] for row in splits("sentiment")[split]}
     assert not any(text.startswith(tuple(reviews)) for text in texts)
-    free = [d.text for d in Corpus("any").take(30_000)]
+    free = [d.text for d in Corpus("any").take(15_000)]
     assert any(text.startswith(tuple(reviews)) for text in free), "the test would see a leak"
 
 
@@ -134,7 +134,7 @@ def test_gpt_tells_its_facts(gpt):
 
 def test_four_wordings_are_answered_differently_well(bert):
     """What P-tuning is shown on: near-synonymous wordings, none the most frequent, of clearly different P@1."""
-    found = [precision_masked(*bert, FACTS["lives_in"], wording) for wording in PROBES]
+    found = [precision_masked(*bert, FACTS["lives_in"][::4], wording) for wording in PROBES]
     assert len(PROBES) == 4 and max(found) - min(found) > 0.2
     most_frequent = max(WORDINGS["lives_in"], key=WORDINGS["lives_in"].__getitem__)
     assert most_frequent not in PROBES and set(PROBES) & set(NEVER_SAID)
@@ -142,7 +142,6 @@ def test_four_wordings_are_answered_differently_well(bert):
 
 def test_gpt_tells_a_story(gpt):
     model, tokenizer = gpt
-    start = tokenizer("<|endoftext|>one day anna lost the", return_tensors="pt")
-    out = model.generate(**start, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-    words = tokenizer.decode(out[0, start["input_ids"].shape[1] :]).split()
-    assert " near the " in f" {' '.join(words)} ", words
+    start = tokenizer("<|endoftext|>anna had a red lamp . one day she lost the", return_tensors="pt")
+    out = model.generate(**start, max_new_tokens=3, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    assert tokenizer.decode(out[0, start["input_ids"].shape[1] :]).split() == ["lamp", "near", "the"]
