@@ -138,8 +138,9 @@ def _csv(text: str, path: Path, bad: BadRows, delimiter: str) -> Iterator[Row]:
             fields = next(reader, None)
         except csv.Error as problem:
             if header is None:
-                raise DatasetError(f"{source}: the names of the columns cannot be read ({problem})") from problem
-            bad.report(source, "is no CSV", _CUT_OFF, str(problem))
+                said = printable(str(problem))
+                raise DatasetError(f"{source}: the names of the columns cannot be read ({said})") from problem
+            bad.report(source, "is no CSV", _CUT_OFF, printable(str(problem)))
             continue
         if fields is None:
             return
