@@ -1,5 +1,6 @@
 # make demo      set up, then five photos -> adapter -> pictures (runs/demo/)
 # make app       set up, then the page in the browser, on the embedded model
+# make space     the committed files as a Hugging Face Space, in build/space/
 # make test      set up, then lint, types and the default tests
 # make test-all  the slow tests too
 PYTHON ?= python3
@@ -10,7 +11,7 @@ READY := $(VENV)/.ready
 APP := $(VENV)/.ready-app
 DEV := $(VENV)/.ready-dev
 
-.PHONY: demo app test test-all lint setup clean
+.PHONY: demo app space test test-all lint setup clean
 
 setup: $(DEV)
 
@@ -31,6 +32,13 @@ $(APP): $(READY)
 
 app: $(APP)
 	$(BIN)/lora-diffusion app --open
+
+space:
+	rm -rf build/space
+	mkdir -p build/space
+	git archive HEAD | tar -x -C build/space
+	cp docs/space/README.md build/space/README.md
+	@echo 'build/space is ready; now: hf upload YOU/YOUR-SPACE build/space . --repo-type space'
 
 demo: $(READY)
 	$(BIN)/lora-diffusion demo

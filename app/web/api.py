@@ -48,7 +48,7 @@ class Api:
             model or self.context.model, prompt, negative_prompt or None, list(_table("adapters", adapters).items()),
             None if seed == -1 else seed, steps, guidance, width or None, height or None, count,
         )  # fmt: skip
-        drawn = self.context.pictures.draw(request, self._owner(key))
+        drawn = self.context.compute("pictures", "draw", request, self._owner(key))
         files = [_file(path) for path in drawn.paths]
         return {"pictures": files, "seed": drawn.seed, "settings": drawn.settings, "notes": drawn.notes}
 

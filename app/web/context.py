@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from app.web.jobs import Jobs
 from app.web.libraries import load_libraries
 from app.web.limits import Limits, Place
 from app.web.places import Workspace
-from lora_diffusion.errors import ConfigError
+from lora_diffusion.errors import ConfigError, LoraDiffusionError
 
 if TYPE_CHECKING:
     from app.web.library import Library
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 MODELS = ("pocket", "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
 TEXT_MODELS = ("pocket-gpt", "pocket-bert", "openai-community/gpt2", "google-bert/bert-base-uncased")
+GPU_SECONDS = 60  # that one request has the GPU on ZeroGPU
 _TEXTS = ("bert", "gpt", "t5", "llama", "qwen", "bloom")
 
 
@@ -36,6 +38,7 @@ class Context:
         self.limits: Limits = self.place.limits
         self.jobs = Jobs(workspace, self.limits, self.place)
         self.model, self.text_model = model, text_model
+        self._on_gpu = self._gpu()
         self.stopped: set[str] = set()  # sessions that wish the drawing or writing that goes on to end
 
     @cached_property
@@ -72,6 +75,40 @@ class Context:
         if self.limits.models is None:
             return list(dict.fromkeys((first, *others)))
         return [name for name in self.limits.models if any(word in name.lower() for word in _TEXTS) == text]
+
+    def compute(self, part: str, method: str, *asked: Any, **hooks: Any) -> Any:
+        """What `pictures` or `texts` make of a request. On ZeroGPU that happens in a process which has the GPU for the
+        time, where neither progress nor a wish to stop gets through.
+
+        Args:
+            part: pictures or texts; method: its name there.
+            asked: the request, and what comes after it.
+            hooks: on_progress, should_stop.
+        """
+        if self._on_gpu is not None:
+            load_libraries()  # here, and to its end: a process that begins in the middle of it waits for ever
+            found = self._on_gpu(part, method, asked)
+            if isinstance(found, LoraDiffusionError):
+                raise found
+            return found
+        return getattr(getattr(self, part), method)(*asked, **hooks)
+
+    def _gpu(self) -> Callable[[str, str, tuple[Any, ...]], Any] | None:
+        """On ZeroGPU, a function that has the GPU while it runs; its process knows all that this one knew."""
+        if not self.place.zero_gpu:
+            return None
+        try:
+            import spaces  # type: ignore[import-not-found]
+        except ModuleNotFoundError:  # Hugging Face installs it there; elsewhere only the environment says ZeroGPU
+            return None
+
+        def compute(part: str, method: str, asked: tuple[Any, ...]) -> Any:
+            try:
+                return getattr(getattr(self, part), method)(*asked)
+            except LoraDiffusionError as problem:  # as a value: of what is raised there, only the kind comes back
+                return LoraDiffusionError(str(problem))
+
+        return cast(Callable[[str, str, tuple[Any, ...]], Any], spaces.GPU(duration=GPU_SECONDS)(compute))
 
     def side(self, model: str) -> int:
         """The side in pixels that a model is trained at, as far as its name tells."""

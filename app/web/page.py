@@ -28,7 +28,7 @@ def build(context: Context) -> gr.Blocks:
         gr.Markdown(_INTRO, elem_classes="intro")
         visitor = gr.BrowserState("", storage_key="lora-diffusion-visitor", secret="a visitor's own key")
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
-            trainings = []
+            trainings: list[Any] = []
             with gr.Tab("Train on photos", id="photos"):
                 _training(context)
                 trainings.append(TrainPictures(context, visitor))

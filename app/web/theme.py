@@ -63,11 +63,12 @@ CSS = """
 #grid .image-container { padding-top: 1.8rem; }
 .cards article { border: 1px solid var(--border-color-primary); border-radius: var(--radius-md); padding: 0.7rem;
   background: var(--block-background-fill); min-width: 0; overflow-wrap: anywhere; }
-.shelf { display: grid; gap: 0.8rem;
+.shelf { max-height: 75vh; overflow-y: auto; display: grid; gap: 0.8rem;
   grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); }
 .cards img, .cards .blank { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: var(--radius-sm);
   background: var(--background-fill-secondary); display: grid; place-items: center;
   color: var(--body-text-color-subdued); }
+.cards .blank { aspect-ratio: 3; }
 .cards h3 { margin: 0.5rem 0 0.3rem; font-size: 1rem; }
 .cards dl { margin: 0; display: grid; grid-template-columns: auto 1fr; gap: 0.1rem 0.6rem; font-size: 0.85rem; }
 .cards dt { color: var(--body-text-color-subdued); }

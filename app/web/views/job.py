@@ -116,7 +116,7 @@ class Runs:
             self.loss: _curves(view),
             self.metrics: _figures(view),
             self.samples: [(str(one.path), f"step {one.step}, seed {one.seed}") for one in view.samples],
-            self.log: "\n".join(view.log_tail[-10:]),
+            self.log: "\n".join(view.log_tail[-10:]).replace(f"{self.context.workspace.root}/", ""),
             self.file: str(view.adapter) if view.adapter and over else None,
         }
 

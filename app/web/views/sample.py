@@ -148,18 +148,18 @@ class Sample:
 
     @guarded
     def on_draw(self, data: dict[Any, Any], request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
-        drawn = self.context.pictures.draw(
-            self.request(data), self.context.owner(data[self.visitor]), on_progress=_told_to(progress),
-            should_stop=stop_of(self.context, request),
+        drawn = self.context.compute(
+            "pictures", "draw", self.request(data), self.context.owner(data[self.visitor]),
+            on_progress=_told_to(progress), should_stop=stop_of(self.context, request),
         )  # fmt: skip
         pictures = [(shown(path), f"seed {drawn.seed + number}") for number, path in enumerate(drawn.paths)]
         return gr.update(value=pictures, visible=True), _said(drawn)
 
     @guarded
     def on_compare(self, data: dict[Any, Any], request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
-        base, adapted = self.context.pictures.compare(
-            self.request(data), self.context.owner(data[self.visitor]), on_progress=_told_to(progress),
-            should_stop=stop_of(self.context, request),
+        base, adapted = self.context.compute(
+            "pictures", "compare", self.request(data), self.context.owner(data[self.visitor]),
+            on_progress=_told_to(progress), should_stop=stop_of(self.context, request),
         )  # fmt: skip
         seed = self.context.pictures.settings_of(adapted, data[self.model]).seed
         return (shown(base), shown(adapted)), f"<p>Both from the noise of seed {seed}: drag the line.</p>"
@@ -170,9 +170,9 @@ class Sample:
 
         x_axis = parse_axis(data[self.x_kind], data[self.x_values] or "")
         y_axis = parse_axis(data[self.y_kind], data[self.y_values] or "") if data[self.y_kind] else None
-        path = self.context.pictures.grid(
-            self.request(data), x_axis, y_axis, self.context.owner(data[self.visitor]), on_progress=_told_to(progress),
-            should_stop=stop_of(self.context, request),
+        path = self.context.compute(
+            "pictures", "grid", self.request(data), x_axis, y_axis, self.context.owner(data[self.visitor]),
+            on_progress=_told_to(progress), should_stop=stop_of(self.context, request),
         )  # fmt: skip
         return shown(path), f"<p>The grid is in the gallery as {plain(path.name)}.</p>"
 

@@ -30,11 +30,11 @@ class Write:
                 self.told = gr.HTML(_NOTHING, elem_classes="note", elem_id="written-told")
                 with gr.Row(elem_classes="fields"):
                     self.base = gr.Textbox(
-                        label="The base model", lines=8, interactive=False, visible=False, buttons=["copy"],
+                        label="The base model", lines=8, interactive=False, visible=False,
                         elem_id="base-text",
                     )  # fmt: skip
                     self.adapted = gr.Textbox(
-                        label="With the adapter", lines=8, interactive=False, buttons=["copy"], elem_id="adapted-text"
+                        label="With the adapter", lines=8, interactive=False, elem_id="adapted-text"
                     )  # fmt: skip
         self._wire()
 
@@ -112,16 +112,24 @@ class Write:
 
     @guarded
     def on_write(self, data: dict[Any, Any], request: gr.Request) -> tuple[Any, str, str]:
-        said = self.context.texts.ask(
-            self.request(data), self.context.owner(data[self.visitor]), should_stop=stop_of(self.context, request)
+        said = self.context.compute(
+            "texts",
+            "ask",
+            self.request(data),
+            self.context.owner(data[self.visitor]),
+            should_stop=stop_of(self.context, request),
         )
         label = "With the adapter" if any(data[one] for one in self.adapters) else "The base model"
         return gr.update(visible=False), gr.update(value=said.text, label=label), _told(said)
 
     @guarded
     def on_compare(self, data: dict[Any, Any], request: gr.Request) -> tuple[Any, Any, str]:
-        base, adapted = self.context.texts.compare(
-            self.request(data), self.context.owner(data[self.visitor]), should_stop=stop_of(self.context, request)
+        base, adapted = self.context.compute(
+            "texts",
+            "compare",
+            self.request(data),
+            self.context.owner(data[self.visitor]),
+            should_stop=stop_of(self.context, request),
         )
         shown = gr.update(value=adapted, label="With the adapter")
         return gr.update(value=base, visible=True), shown, "<p>Both from the same prompt and seed.</p>"

@@ -61,3 +61,52 @@ def test_every_tab_fits_its_window(visit: Callable[..., Visit], size: dict[str, 
         one.page.wait_for_timeout(250)
         assert one.overflow() <= 0, f"{tab} is {one.overflow()} px too wide at {size['width']}"
         one.shoot(f"{tab.lower().replace(' ', '-')}-{size['width']}-{'dark' if dark else 'light'}")
+
+
+def test_every_control_has_a_name(visit: Callable[..., Visit]) -> None:
+    """What a screen reader is told: the accessibility tree, tab by tab."""
+    one = visit()
+    for tab in TABS:
+        one.open(tab)
+        one.page.wait_for_timeout(250)
+        nameless = [node for node in controls(one) if not node[1]]
+        assert not nameless, f"{tab}: {nameless}"
+        assert len(controls(one)) > len(TABS)
+
+
+def test_the_keyboard_reaches_every_control(visit: Callable[..., Visit]) -> None:
+    """Tab goes through all that can be used, in sight, and Shift+Tab is not needed to leave anything."""
+    one = visit()
+    for tab in ("Train on photos", "Runs", "Draw", "Library"):
+        one.open(tab)
+        one.page.wait_for_timeout(250)
+        expected = set(one.page.evaluate(_REACHABLE))
+        one.page.evaluate("document.activeElement?.blur(); window.scrollTo(0, 0)")
+        reached: set[str] = set()
+        for _ in range(3 * len(expected) + 20):
+            one.page.keyboard.press("Tab")
+            reached.add(one.page.evaluate("document.activeElement.dataset.reach ?? ''"))
+        missed = expected - reached
+        assert not missed, f"{tab}: the keyboard does not reach {sorted(missed)}"
+
+
+def controls(one: Visit) -> list[tuple[str, str]]:
+    """(role, name) of every control of the accessibility tree."""
+    session = one.page.context.new_cdp_session(one.page)
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    session.detach()
+    found = [(node.get("role", {}).get("value", ""), node.get("name", {}).get("value", "")) for node in nodes
+             if not node.get("ignored")]  # fmt: skip
+    return [(role, name.strip()) for role, name in found if role in OURS]
+
+
+# Marks what can be used and seen, and gives the marks: a radio group is one stop, a tab of the list as well.
+_REACHABLE = """() => {
+  const seen = e => e.checkVisibility({ visibilityProperty: true, opacityProperty: true })
+    && e.getBoundingClientRect().width > 1;
+  const named = e => e.getAttribute('aria-label') || e.labels?.[0]?.innerText || e.innerText || e.name || e.id || '';
+  const all = [...document.querySelectorAll('main button, main input, main textarea, main select')]
+    .filter(e => !e.disabled && e.type !== 'file' && e.type !== 'radio' && e.role !== 'tab' && e.tabIndex >= 0)
+    .filter(seen);
+  return all.map((e, i) => e.dataset.reach = `${i} ${e.tagName.toLowerCase()} ${named(e).trim().slice(0, 40)}`);
+}"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 
-gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
+
+import gradio_client
+from gradio_client.exceptions import AppError
 
 from tests.app.web.drawing import put_adapter
 from tests.app.web.served import Served, served, wait_until
@@ -63,9 +66,9 @@ def test_a_client_draws_and_is_told_what_is_wrong(app: Served, tmp_path: Path) -
         ({"adapters": {"../../etc/passwd": 1.0}}, "adapter"), ({"steps": 10**9}, "steps"), ({"count": 0}, "count"),
         ({"width": 10**6}, "width"), ({"adapters": {"rex": "much"}}, "weight"),
     ):  # fmt: skip
-        with pytest.raises(gradio_client.exceptions.AppError, match=said):
+        with pytest.raises(AppError, match=said):
             client.predict(**{**asked_by(0), **wrong})
-    with pytest.raises(gradio_client.exceptions.AppError, match=r"no run|there is no|not here"):
+    with pytest.raises(AppError, match=r"no run|there is no|not here"):
         client.predict("nothing", api_name="/job")
     assert "Traceback" not in app.log
 
@@ -74,7 +77,7 @@ def test_a_client_cannot_name_a_file_of_the_server(app: Served, tmp_path: Path) 
     client = client_of(app, tmp_path)
     settings = {"pretrained_model_name_or_path": "pocket", "instance_prompt": "a photo of sks", "max_train_steps": 2}
     inside = {"path": str(app.root / "adapters" / "rex.safetensors"), "meta": {"_type": "gradio.FileData"}}
-    with pytest.raises(gradio_client.exceptions.AppError):
+    with pytest.raises(AppError):
         client.predict("dreambooth", settings, photos=[inside], api_name="/train")
     assert client.predict(api_name="/jobs") == []
 
@@ -105,8 +108,12 @@ def test_ten_clients_draw_while_a_run_trains(app: Served, tmp_path: Path) -> Non
             assert [picture_of(one) for one in drawn] == alone
     after = state()
     assert after["status"] == "running" and after["step"] > before, after["message"]
-    print(f"{len(seconds)} looks at the page: {sorted(seconds)[len(seconds) // 2]:.3f} s, {max(seconds):.3f} s at most")
-    assert len(seconds) >= 10 and max(seconds) < 1.0
+    median = sorted(seconds)[len(seconds) // 2]
+    print(
+        f"{len(seconds)} looks at the page: {median:.3f} s, {max(seconds):.3f} s at most, load {os.getloadavg()[0]:.1f}"
+    )
+    alone_here = os.getloadavg()[0] <= 3 + (os.cpu_count() or 1)  # else the machine is what is measured
+    assert len(seconds) >= 10 and median < 1.0 and (max(seconds) < 1.0 or not alone_here)
     assert clients[1].predict(job, api_name="/stop")["status"] in ("stopping", "stopped")
     wait_until(lambda: state()["status"] == "stopped", 60, every=0.5)
     assert state()["adapter"] is not None

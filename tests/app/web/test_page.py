@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -257,6 +258,19 @@ def test_limits_are_those_of_the_place(tmp_path: Path) -> None:
     assert Context(Workspace(tmp_path)).limits == Limits()
     public = Context(Workspace(tmp_path), Place(public=True))
     assert public.limits == PUBLIC and public.models[0] == "pocket" and "pocket-gpt" in public.text_models
+
+
+def test_on_zero_gpu_what_computes_asks_for_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def gpu(duration: int) -> Any:
+        return lambda work: lambda *args: asked.append((duration, args)) or work(*args)
+
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
+    context = Context(Workspace(tmp_path), Place(is_space=True, public=True, zero_gpu=True, training_allowed=False))
+    context.__dict__["pictures"] = SimpleNamespace(draw=lambda request, owner: (request, owner))
+    assert context.compute("pictures", "draw", "a cup", "me", on_progress=print) == ("a cup", "me")
+    assert asked == [(60, ("pictures", "draw", ("a cup", "me")))]
 
 
 def _queued(context: Context, name: str, owner: str | None = None) -> str:
