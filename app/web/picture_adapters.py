@@ -23,14 +23,12 @@ MODELS_KEPT, ADAPTERS_KEPT = 2, 8
 class Loaded:
     """An adapter in a pipeline.
 
-    key: path, time and size of the file. name: in the pipeline. number: they are counted as they come. words: it
-        brings some, which would be read in everybody's prompts: it does not stay. zero_snr: it was trained on the
-        schedule that ends in pure noise.
+    key: path, time and size of the file. name: in the pipeline. words: it brings some, which would be read in
+        everybody's prompts: it does not stay. zero_snr: it was trained on the schedule that ends in pure noise.
     """
 
     key: tuple[str, int, int]
     name: str
-    number: int
     sha256: str
     words: bool
     zero_snr: bool
@@ -59,15 +57,12 @@ class Base:
         scheduler = self.pipe.scheduler
         loaded: list[Loaded] = []
         try:
-            there: dict[Path, Loaded] = {}
-            last = 0
-            for path in sorted(path for path, _ in wanted):
-                there[path] = self._load(path, {str(one) for one, _ in wanted}, after=last)
-                last = there[path].number
-                loaded.append(there[path])
-            loaded = [there[path] for path, _ in wanted]
-            ld.set_adapters(self.pipe, [])  # what was just loaded acts already, and would come first
-            ld.set_adapters(self.pipe, [one.name for one in loaded], [self._weight(weight) for _, weight in wanted])
+            for path, _ in wanted:
+                loaded.append(self._load(path, {str(one) for one, _ in wanted}))
+            # Terms are added in the order of their names here: by path, so that the same choice gives the same bytes.
+            acting = sorted(zip(wanted, loaded), key=lambda pair: pair[0][0])
+            names, weights = [one.name for _, one in acting], [self._weight(weight) for (_, weight), _ in acting]
+            ld.set_adapters(self.pipe, names, weights)
             if any(one.zero_snr for one in loaded):
                 self.pipe.scheduler = with_zero_snr(scheduler)
             yield loaded
@@ -86,12 +81,12 @@ class Base:
 
         return {**dict.fromkeys(components_of(self.pipe), 0.0), **weight}
 
-    def _load(self, path: Path, needed: set[str], after: int) -> Loaded:
-        """The adapter, in the model after the one of that number; it is put in anew where it came before."""
+    def _load(self, path: Path, needed: set[str]) -> Loaded:
+        """The adapter, in the model; read again where its file has changed."""
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size)
         known = self._adapters.get(str(path))
-        if known is not None and known.key == key and known.number > after:
+        if known is not None and known.key == key:
             self._adapters.move_to_end(str(path))
             return known
         if known is not None:
@@ -111,7 +106,7 @@ class Base:
                   for component, verdict in report.base.items() if verdict not in ("same", "unknown")]  # fmt: skip
         if report.intact is False:
             notes.append("its tensors are not those of the hash in its file")
-        found = Loaded(key, name, self._count, hash_of(path), bool(report.tokens), zero_snr, notes)
+        found = Loaded(key, name, hash_of(path), bool(report.tokens), zero_snr, notes)
         self._adapters[str(path)] = found
         return found
 

@@ -25,6 +25,11 @@ _UNSET = ("SPACE_ID", "SYSTEM", "SPACES_ZERO_GPU", "LORA_DIFFUSION_TRAINING", "G
 _SET = {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
 
 
+def _hear_ctrl_c() -> None:
+    """A shell's background jobs, and what they start, are deaf to it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Served:
     """An app in a process; what it says is in `log`. Runs are processes of their own, and outlive it.
 
@@ -64,7 +69,7 @@ class Served:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *self._command], cwd=self._cwd, env=self._environment, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT,
+                stdout=log, stderr=subprocess.STDOUT, preexec_fn=_hear_ctrl_c,
             )  # fmt: skip
         wait_until(lambda: self._process.poll() is not None or _ADDRESS.search(self.log) is not None, STARTS)
         found = _ADDRESS.search(self.log)
