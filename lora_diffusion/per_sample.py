@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .components import components_of
 from .errors import ConfigError
 from .state import holders, refuse_copies, refuse_merged, states
 
@@ -15,7 +16,8 @@ def adapters_per_sample(target: Any, names: Sequence[str | None]) -> Iterator[No
     """Within the context row i of every batch uses adapter names[i] alone, with its weight from `set_adapters` (1 where
     it is not active there); None is the base model. In sampling and in training, for every kind of layer.
 
-    A batch of twice as many rows is taken for the two halves of classifier-free guidance, which share their adapters.
+    A batch of twice as many rows is taken for the two halves of classifier-free guidance, which share their adapters;
+    for a model that generates text, k times as many rows are k beams or samples of each, as `generate` lays them out.
     The terms of all adapters of a layer are computed in one product, so the cost grows with the sum of the ranks.
     Raises ConfigError for an unknown or merged adapter, a DoRA adapter, no names at all, and from the model's forward
     when a batch has another number of rows.
@@ -30,6 +32,8 @@ def adapters_per_sample(target: Any, names: Sequence[str | None]) -> Iterator[No
         for state in found.values():
             _refuse_dora(name, state.adapters[name].layers, state)
     concerned = list(states(target).values())
+    for component, state in states(target).items():
+        state.beside = hasattr(components_of(target)[component], "generate")
     before = [state.per_sample for state in concerned]
     try:
         for state in concerned:

@@ -54,7 +54,8 @@ class Installed:
 class ComponentState:
     """adapters: all that are in the component; weights: the active ones; disabled: depth of `disable_adapters`;
     frozen: names of base parameters that wanted gradients before `add_adapter` froze them; merged: what `merge.py` put
-    into the base weights, None where nothing is; per_sample: each row's adapter inside `adapters_per_sample`."""
+    into the base weights, None where nothing is; per_sample: each row's adapter inside `adapters_per_sample`; beside:
+    larger batches have a row's copies side by side (see `layers/rows.py`)."""
 
     adapters: dict[str, Installed] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class ComponentState:
     frozen: list[str] = field(default_factory=list)
     merged: Merged | None = None
     per_sample: list[str | None] | None = None
+    beside: bool = False
     _carriers: list[tuple[Any, list[str]]] = field(default_factory=list)
 
     def apply(self) -> None:
@@ -100,7 +102,7 @@ class ComponentState:
             here = [k for k, name in enumerate(names) if name in carried]
             if here:
                 parts = tuple((layer.part(names[k]), layer.part(names[k]).scale) for k in here)
-                layer._rows = RowPlan(parts, choice[:, here] * weights[here], made)
+                layer._rows = RowPlan(parts, choice[:, here] * weights[here], made, self.beside)
         for name, installed in self.adapters.items():
             for piece in installed.pieces.values():
                 if rows is None:

@@ -27,13 +27,16 @@ class RowPlan:
 
     parts: (part, scale) of every adapter at this layer that some row uses.
     choice: (rows, adapters) of the weights: 0 where a row does not use the adapter, and at most one other in a row.
+    beside: a batch of k times the rows has the k copies of a row side by side, as beam search lays them out; else a
+        batch of twice the rows holds both halves of classifier-free guidance, one after the other.
     made: what was worked out for other layers, by ranks and scales; most layers of a model need the same.
     """
 
     def __init__(
-        self, parts: tuple[tuple[LoraFactors, float], ...], choice: torch.Tensor, made: dict[Any, Any]
-    ) -> None:
-        self.parts = parts
+        self, parts: tuple[tuple[LoraFactors, float], ...], choice: torch.Tensor, made: dict[Any, Any],
+        beside: bool = False,
+    ) -> None:  # fmt: skip
+        self.parts, self.beside = parts, beside
         self.rows, self.choice = choice.shape[0], choice
         widths = [(k, a.shape[0], scale * sign) for k, (part, scale) in enumerate(parts) for a, _, sign in part.pairs()]
         key = (tuple(widths), tuple(choice.flatten().tolist()))
@@ -42,17 +45,18 @@ class RowPlan:
         self._by_batch: dict[tuple[int, torch.device], Gather] = {(self.rows, choice.device): made[key]}
 
     def gather(self, batch: int, device: torch.device) -> Gather:
-        """Each row's own columns. A batch of twice the rows holds both halves of classifier-free guidance, one after
-        the other. Raises ConfigError for any other size."""
+        """Each row's own columns. Raises ConfigError for a batch that does not repeat the rows."""
         found = self._by_batch.get((batch, device))
         if found is None:
-            if batch not in (self.rows, 2 * self.rows):
+            times, rest = divmod(batch, self.rows)
+            if rest or not times or (times > 2 and not self.beside):
                 raise ConfigError(
                     f"adapters_per_sample was told {self.rows} adapters and the batch has {batch} rows: "
                     "name one adapter (or None) for each row, or for each pair of rows of classifier-free guidance"
                 )
             own = next(iter(self._by_batch.values()))
-            found = Gather(*(t.repeat(batch // self.rows, 1).to(device) for t in own))
+            copies = (t.repeat_interleave(times, dim=0) if self.beside else t.repeat(times, 1) for t in own)
+            found = Gather(*(t.to(device) for t in copies))
             self._by_batch[batch, device] = found
         return found
 

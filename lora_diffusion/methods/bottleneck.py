@@ -64,7 +64,7 @@ class Bottleneck(nn.Module):
                 f"adapters_per_sample was told {len(self.rows)} adapters and the batch has {h.shape[0]} rows: "
                 "name one adapter (or None) for each row"
             )
-        return x * x.new_tensor(self.rows * times).view(-1, *[1] * (x.ndim - 1))
+        return x * x.new_tensor(self.rows).repeat_interleave(times).view(-1, *[1] * (x.ndim - 1))
 
 
 def _add_bottlenecks(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:

@@ -48,8 +48,8 @@ class Piece:
         raise NotImplementedError
 
     def act_in_rows(self, weights: Sequence[float] | None) -> None:
-        """Act with a strength for each row of the coming batches (a batch of k·rows repeats them k times); None: as
-        `act` said last. Raises ConfigError where the method cannot."""
+        """Act with a strength for each row of the coming batches (a batch of k·rows has the k copies of a row side by
+        side, as beam search lays them out); None: as `act` said last. Raises ConfigError where the method cannot."""
         if weights is not None:
             raise ConfigError(f"adapter {self.name!r} ({self.kind}) cannot be mixed row by row: run it on its own")
 

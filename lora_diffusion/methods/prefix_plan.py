@@ -139,7 +139,7 @@ def _repeated(rows: torch.Tensor, batch: int, device: torch.device) -> torch.Ten
             f"adapters_per_sample was told {len(rows)} adapters and the batch has {batch} rows: "
             "name one adapter (or None) for each row"
         )
-    return rows.repeat(batch // len(rows), 1).to(device)
+    return rows.repeat_interleave(batch // len(rows), dim=0).to(device)
 
 
 def _added(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -107,7 +107,8 @@ def _prompts_of_rows(
             return [[piece for piece in found if piece.acting]] * count
         if count % len(state.per_sample):
             raise ConfigError(f"adapters_per_sample has {len(state.per_sample)} rows, the batch has {count}")
-        order = [row for _ in range(count // len(state.per_sample)) for row in range(len(state.per_sample))]
+        times = count // len(state.per_sample)
+        order = [row for row in range(len(state.per_sample)) for _ in range(times)]
         return [[piece for piece in found if piece.in_rows is not None and piece.in_rows[row]] for row in order]
     listed = [names] * count if isinstance(names, str) else list(names)
     if len(listed) != count:

@@ -177,11 +177,11 @@ class TestRows:
         wanted = ld.prepend_prompt(model, {"input_ids": IDS}, names)
         with ld.adapters_per_sample(model, names):
             found = ld.prepend_prompt(model, {"input_ids": IDS})
-            doubled = ld.prepend_prompt(model, {"input_ids": IDS.repeat(2, 1)})
+            doubled = ld.prepend_prompt(model, {"input_ids": IDS.repeat_interleave(2, dim=0)})
             with pytest.raises(ld.ConfigError, match="has 2 rows, the batch has 3"):
                 ld.prepend_prompt(model, {"input_ids": IDS[[0, 1, 0]]})
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
-        assert torch.equal(doubled["input_ids"], wanted["input_ids"].repeat(2, 1))
+        assert torch.equal(doubled["input_ids"], wanted["input_ids"].repeat_interleave(2, dim=0))
         assert len(ld.prepend_prompt(model, {"input_ids": IDS})["input_ids"][0]) == 12
 
     def test_positions_and_spans(self, three: Callable[[str], Any]) -> None:
